@@ -1,0 +1,28 @@
+"""The errors of this package, one tree::
+
+    StickySessionError
+     ├── OptionError     an option's value can't be used
+     ├── PlatformError   this operating system or library lacks something we need
+     └── ListenError     listen(), wait() or close() was called where it can't work
+
+Every message says what was given, what was expected and what to do.
+"""
+
+
+class StickySessionError(Exception):
+    """The base of all errors raised by this package."""
+
+
+class OptionError(StickySessionError, ValueError):
+    """An option's value can't be used."""
+
+
+class PlatformError(StickySessionError, RuntimeError):
+    """This operating system or an installed library lacks something we need.
+
+    gunicorn prints RuntimeErrors as one line.
+    """
+
+
+class ListenError(StickySessionError):
+    """``listen()``, ``wait()`` or ``close()`` was called where it can't work."""
