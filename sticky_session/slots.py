@@ -1,0 +1,207 @@
+"""The arbiter's view of the slots: their channels and the table shared with all its children.
+
+Everything here is made by the arbiter before it forks, so it survives any child. A *generation* is one set of
+channels with one table: SIGHUP makes a new generation beside the old one, and the listener changes over when all
+slots of the new one are filled.
+"""
+
+from __future__ import annotations
+
+import _socket
+import errno
+import mmap
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from socket import AF_UNIX, SOCK_SEQPACKET
+from typing import Any
+
+from sticky_session import handoff
+
+_CELLS_A_SLOT = 3
+_HEADER_CELLS = 2
+
+
+class Channel:
+    """The socket pair that a slot's frames travel on. The arbiter keeps both ends open."""
+
+    __slots__ = ("listener_end", "worker_end")
+
+    def __init__(self) -> None:
+        self.listener_end, self.worker_end = _socket.socketpair(AF_UNIX, SOCK_SEQPACKET)
+
+    def close(self) -> None:
+        """Close both ends in this process."""
+        self.listener_end.close()
+        self.worker_end.close()
+
+
+class Table:
+    """What arbiter, listener and workers tell each other, in memory they share.
+
+    Every cell is an aligned 64-bit word with one writer at a time, read and written whole. Times are seconds of
+    CLOCK_MONOTONIC, which is the same in all processes.
+
+    :param slots: how many slots there is room for
+    """
+
+    def __init__(self, slots: int) -> None:
+        self._memory = mmap.mmap(-1, 8 * (_HEADER_CELLS + _CELLS_A_SLOT * slots))
+        view = memoryview(self._memory)
+        self._numbers = view.cast("Q")
+        self._times = view.cast("d")
+
+    def _cell(self, slot: int) -> int:
+        return _HEADER_CELLS + _CELLS_A_SLOT * slot
+
+    def holder(self, slot: int) -> int:
+        """The process id of the worker that serves the slot; 0 while there is none."""
+        return self._numbers[self._cell(slot)]
+
+    def fill(self, slot: int, pid: int) -> None:
+        """A worker has booted and serves the slot from now on."""
+        cell = self._cell(slot)
+        self._numbers[cell + 2] = pid
+        self._numbers[cell] = pid
+
+    def last_holder(self, slot: int) -> int:
+        """The process id of the worker that was the last to serve the slot, and may still."""
+        return self._numbers[self._cell(slot) + 2]
+
+    def vacate(self, slot: int, pid: int | None = None) -> None:
+        """Nobody serves the slot from now on (or: the worker ``pid`` no longer does, if it did)."""
+        cell = self._cell(slot)
+        if pid is None or self._numbers[cell] == pid:
+            self._times[cell + 1] = time.monotonic()
+            self._numbers[cell] = 0
+
+    def empty_since(self, slot: int) -> float:
+        """When the slot was last vacated."""
+        return self._times[self._cell(slot) + 1]
+
+    def beat(self) -> None:
+        """The listener is alive."""
+        self._times[0] = time.monotonic()
+
+    @property
+    def last_beat(self) -> float:
+        """When the listener last said that it is alive."""
+        return self._times[0]
+
+    def claim_boot_report(self) -> bool:
+        """Whether the caller is the first worker that reports why it could not boot."""
+        first = self._numbers[1] == 0
+        self._numbers[1] = 1
+        return first
+
+    def close(self) -> None:
+        """Give the memory back in this process."""
+        self._numbers.release()
+        self._times.release()
+
+
+@dataclass
+class Generation:
+    """One set of channels and their table.
+
+    :ivar capacity: how many slots there can be
+    :ivar ring_size: how many slots the listener's ring has; the channels may be more while the ring grows or shrinks
+    :ivar binds: family and address of every listening socket, by the frame's index
+    """
+
+    capacity: int
+    ring_size: int
+    binds: list[tuple[int, Any]]
+    channels: list[Channel] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.table = Table(self.capacity)
+        self.grow(self.ring_size)
+
+    def grow(self, slots: int) -> None:
+        """Have channels for ``slots`` slots, empty from now on."""
+        while len(self.channels) < slots:
+            self.channels.append(Channel())
+            self.table.vacate(len(self.channels) - 1)
+
+    def is_filled(self, slots: int) -> bool:
+        """Whether workers serve the first ``slots`` slots."""
+        return all(self.table.holder(slot) for slot in range(slots))
+
+    def close(self) -> None:
+        """Close everything in this process."""
+        for channel in self.channels:
+            channel.close()
+        self.table.close()
+
+
+@dataclass
+class Seat:
+    """What one worker gets of its generation: its slot, its end of the channel, and ways to tell the arbiter.
+
+    :ivar doorbell: writing end of the pipe that wakes the arbiter
+    """
+
+    slot: int
+    generation: Generation
+    doorbell: int
+
+    @property
+    def channel(self) -> _socket.socket:
+        """The worker's end of the slot's channel."""
+        return self.generation.channels[self.slot].worker_end
+
+    def take(self) -> None:
+        """This process has booted and serves the slot."""
+        self.generation.table.fill(self.slot, os.getpid())
+        wake(self.doorbell)
+
+    def leave(self) -> None:
+        """This process takes no more connections: the slot may be refilled at once."""
+        self.generation.table.vacate(self.slot, os.getpid())
+        wake(self.doorbell)
+
+    def close_others(self) -> None:
+        """Close what belongs to other slots, in a worker."""
+        for slot, channel in enumerate(self.generation.channels):
+            channel.listener_end.close()
+            if slot != self.slot:
+                channel.worker_end.close()
+
+
+def wake(doorbell: int) -> None:
+    """Wake the arbiter: write a byte to its doorbell, a pipe. A full pipe has rung already."""
+    try:
+        os.write(doorbell, b"!")
+    except BlockingIOError:
+        pass
+    except OSError as error:
+        # The arbiter is gone, and its children are about to find out.
+        if error.errno != errno.EPIPE:
+            raise
+
+
+def pour(source: Channel, targets: list[Channel], route: Callable[[handoff.Frame], int]) -> int:
+    """Move the frames left in a channel that nobody reads any more into other channels.
+
+    :param route: gives the index in ``targets`` for a frame
+    :returns: how many connections had to be closed, because their new channel was full
+    """
+    receiver = handoff.Receiver(source.worker_end)
+    lost = 0
+    while True:
+        try:
+            frame = receiver.receive()
+        except BlockingIOError:
+            return lost
+        if frame is None:
+            lost += 1
+            continue
+        try:
+            message = handoff.encode(frame.bind, frame.address, frame.data)
+            handoff.send(targets[route(frame)].listener_end, message, frame.descriptor)
+        except OSError:
+            lost += 1
+        finally:
+            os.close(frame.descriptor)
