@@ -1,0 +1,391 @@
+"""The listener process: accept, decide, hand off.
+
+One epoll loop, no threads; nothing here may wait but the poll itself. The arbiter forks the listener with
+everything it needs (listening sockets, channels, table, ring) and replaces the whole process when any of that
+changes, so nothing is ever reconfigured in place.
+
+Rules:
+
+- A connection is sent before the next one is accepted, so killing this process loses at most one connection and
+  those in :attr:`Listener._waiting`, which is only used when a channel is full.
+- Every errno of accept and send has a policy, below. What has none ends the process, and the arbiter starts another.
+- SIGTERM: accept what the kernel holds, hand everything off, exit. SIGQUIT: exit. SIGUSR1: reopen the logs.
+- The writing end of the lifeline pipe is open in the arbiter only: when it closes, the arbiter is gone, and so are we.
+"""
+
+from __future__ import annotations
+
+import _socket
+import errno
+import os
+import resource
+import signal
+import time
+from collections import deque
+from collections.abc import Sequence
+from typing import Any
+
+from gevent.monkey import get_original
+
+from sticky_session import handoff
+from sticky_session.address import Masks
+from sticky_session.config import Options
+from sticky_session.refusal import Refusals, unavailable
+from sticky_session.ring import Ring
+from sticky_session.slots import Generation
+
+# accept(2): the connection died before it was accepted, or the network had an error that is its own.
+DROPPED = frozenset(
+    {
+        errno.ECONNABORTED,
+        errno.EPERM,
+        errno.EPROTO,
+        errno.ENETDOWN,
+        errno.ENOPROTOOPT,
+        errno.EHOSTDOWN,
+        errno.ENONET,
+        errno.EHOSTUNREACH,
+        errno.EOPNOTSUPP,
+        errno.ENETUNREACH,
+        errno.EINTR,
+    }
+)
+# The process or the machine has run out of something; it may be back in a moment.
+EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+# unix(7), sendmsg(2): keep the connection and send it later.
+CHANNEL_FULL = frozenset({errno.EAGAIN, errno.ETOOMANYREFS, errno.ENOBUFS, errno.ENOMEM})
+
+# How many connections are accepted from one socket before the others get their turn.
+ACCEPT_BURST = 64
+# How long accepting pauses when something has run out.
+PAUSE_SECONDS = 0.05
+# How often slots, waiting connections and refusals are looked at while there are any.
+TICK_SECONDS = 0.1
+BEAT_SECONDS = 1.0
+# How long SIGTERM lets the waiting connections find their workers.
+FLUSH_SECONDS = 10.0
+# The most that SIGTERM takes from the kernel's queues: no backlog is longer in practice.
+FINAL_ACCEPTS = 65536
+
+_EPOLLIN: int = 1
+_EPOLLOUT: int = 4
+
+_epoll = get_original("select", "epoll")
+
+
+def open_files_limit() -> int:
+    """Raise the soft limit on descriptors to the hard one: epoll has no use for a lower one."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    return hard
+
+
+class Listener:
+    """The loop of the listener process.
+
+    :param sockets: the listening sockets; a frame's bind is the index in here
+    :param generation: whose channels and table to use
+    :param lifeline: reading end of a pipe that closes when the arbiter is gone
+    :param secure: whether TLS is spoken on the sockets, so that nothing can be answered here
+    :param log: gunicorn's logger
+    """
+
+    def __init__(
+        self,
+        sockets: Sequence[Any],
+        generation: Generation,
+        options: Options,
+        *,
+        lifeline: int,
+        secure: bool,
+        log: Any,
+    ) -> None:
+        self._log = log
+        self._table = generation.table
+        self._ring = Ring(generation.ring_size, options.partitions, options.seed)
+        self._masks = Masks(options.ipv4_prefix, options.ipv6_prefix)
+        self._failover_seconds = options.failover_seconds
+        self._channels = [channel.listener_end for channel in generation.channels]
+        self._leftovers = [handoff.Receiver(channel.worker_end) for channel in generation.channels]
+        self._lifeline = lifeline
+
+        limit = open_files_limit()
+        fair_share = max(1, (limit - 64) // (2 * generation.ring_size))
+        self._queue_size = min(options.queue_size, fair_share)
+
+        self._poll = _epoll()
+        self._refusals = Refusals(self._poll, None if secure else unavailable(1 + int(options.failover_seconds)))
+        # A raw accept(2) without a socket object around the descriptor: most of what accept() costs is that object.
+        self._listening: dict[int, tuple[Any, bytes]] = {}
+        for index, sock in enumerate(sockets):
+            raw = _socket.socket(fileno=os.dup(sock.fileno()))
+            raw.setblocking(False)
+            self._listening[raw.fileno()] = (raw, handoff.encode(index))
+        self._waiting: list[deque[tuple[int, bytes, bytes]]] = [deque() for _ in self._channels]
+        self._slot_of_channel = {channel.fileno(): slot for slot, channel in enumerate(self._channels)}
+        # The slots whose channels epoll watches for room.
+        self._watched: set[int] = set()
+        self._any_empty = True
+        self._failed: frozenset[int] = frozenset()
+        self._resume_at: float | None = None
+        self._backing_off = False
+        self._stop: int | None = None
+
+    def run(self) -> None:
+        """Accept and hand off until told to stop."""
+        self._init_signals()
+        self._poll.register(self._lifeline, _EPOLLIN)
+        for descriptor in self._listening:
+            self._poll.register(descriptor, _EPOLLIN)
+        self._look_at_slots(time.monotonic())
+        self._table.beat()
+        self._log.info("Listener ready (pid:%s)", os.getpid())
+        next_tick = next_beat = 0.0
+        while self._stop is None:
+            busy = self._any_empty or self._resume_at or self._refusals or any(self._waiting)
+            for descriptor, _ in self._poll.poll(TICK_SECONDS if busy else BEAT_SECONDS):
+                self._dispatch(descriptor)
+            now = time.monotonic()
+            if now >= next_tick:
+                self._tick(now)
+                next_tick = now + TICK_SECONDS
+                if now >= next_beat:
+                    self._table.beat()
+                    next_beat = now + BEAT_SECONDS
+        if self._stop == signal.SIGTERM:
+            self._finish()
+
+    # --- signals
+
+    def _init_signals(self) -> None:
+        for name in ("HUP", "INT", "USR2", "TTIN", "TTOU", "WINCH"):
+            signal.signal(getattr(signal, f"SIG{name}"), signal.SIG_IGN)
+        for name in ("CHLD", "IO", "ABRT"):
+            signal.signal(getattr(signal, f"SIG{name}"), signal.SIG_DFL)
+        self._signals, wakeup = os.pipe()
+        for descriptor in (self._signals, wakeup):
+            os.set_blocking(descriptor, False)
+        signal.set_wakeup_fd(wakeup, warn_on_full_buffer=False)
+        for number in (signal.SIGTERM, signal.SIGQUIT, signal.SIGUSR1):
+            # The wakeup descriptor gets the number; there is nothing else to do in the handler.
+            signal.signal(number, lambda *_: None)
+        self._poll.register(self._signals, _EPOLLIN)
+        # Blocked by the arbiter around the fork, so that none could be lost before this.
+        signal.pthread_sigmask(signal.SIG_SETMASK, ())
+
+    def _handle_signals(self) -> None:
+        for number in os.read(self._signals, 64):
+            if number == signal.SIGUSR1:
+                self._log.reopen_files()
+            elif self._stop != signal.SIGQUIT and number in (signal.SIGTERM, signal.SIGQUIT):
+                self._stop = number
+
+    # --- the loop's turns
+
+    def _dispatch(self, descriptor: int) -> None:
+        listening = self._listening.get(descriptor)
+        if listening is not None:
+            self._accept(*listening, ACCEPT_BURST)
+        elif descriptor in self._slot_of_channel:
+            self._flush(self._slot_of_channel[descriptor])
+        elif descriptor in self._refusals:
+            self._refusals.handle(descriptor)
+        elif descriptor == self._signals:
+            self._handle_signals()
+        else:
+            # The lifeline: the arbiter was killed.
+            self._stop = signal.SIGQUIT
+
+    def _tick(self, now: float) -> None:
+        self._look_at_slots(now)
+        self._refusals.sweep(now)
+        for slot, waiting in enumerate(self._waiting):
+            if waiting and slot not in self._watched:
+                self._flush(slot)
+        if self._resume_at is not None and now >= self._resume_at:
+            self._resume_at = None
+            for descriptor in self._listening:
+                self._poll.register(descriptor, _EPOLLIN)
+
+    # --- accepting
+
+    def _accept(self, sock: Any, message: bytes, limit: int) -> None:
+        """Accept and hand off until there is nothing left or ``limit`` is reached."""
+        accept = sock._accept
+        key = self._masks.key
+        slot_of = self._ring.slot
+        for _ in range(limit):
+            try:
+                descriptor, peer = accept()
+            except BlockingIOError:
+                return
+            except OSError as error:
+                if error.errno in DROPPED:
+                    continue
+                if error.errno in EXHAUSTED:
+                    self._pause(error)
+                    return
+                raise
+            if self._backing_off:
+                self._backing_off = False
+                self._log.info("Descriptors are available again: accepting connections")
+            # IP peers are tuples; Unix-socket peers have no address that could tell them apart.
+            affinity = key(peer[0]) if isinstance(peer, tuple) else b""
+            slot = slot_of(affinity)
+            if slot in self._failed:
+                slot = self._substitute(affinity, slot)
+            self._deliver(slot, descriptor, message, affinity)
+
+    def _pause(self, error: OSError) -> None:
+        """Leave connections in the kernel's backlog for a moment, and say so once until it is over."""
+        if not self._backing_off:
+            self._backing_off = True
+            self._log.error(
+                "Can't accept connections: %s (limit on open files: %s). They wait in the backlog; "
+                "raise the limit with ulimit -n or LimitNOFILE",
+                error.strerror,
+                resource.getrlimit(resource.RLIMIT_NOFILE)[0],
+            )
+        self._stop_listening()
+        self._resume_at = time.monotonic() + PAUSE_SECONDS
+
+    def _stop_listening(self) -> None:
+        if self._resume_at is None:
+            for descriptor in self._listening:
+                self._poll.unregister(descriptor)
+
+    # --- handing off
+
+    def _deliver(self, slot: int, descriptor: int, message: bytes, affinity: bytes) -> None:
+        waiting = self._waiting[slot]
+        if not waiting and self._send(slot, descriptor, message):
+            os.close(descriptor)
+        elif len(waiting) < self._queue_size:
+            waiting.append((descriptor, message, affinity))
+        else:
+            self._refusals.add(descriptor)
+
+    def _send(self, slot: int, descriptor: int, message: bytes) -> bool:
+        """Send one frame; if it can't be taken now, see to it that :meth:`_flush` is called when it can."""
+        try:
+            handoff.send(self._channels[slot], message, descriptor)
+        except OSError as error:
+            if error.errno not in CHANNEL_FULL:
+                raise
+            if error.errno == errno.EAGAIN:
+                self._watch(slot)
+            else:
+                # The channel has room and epoll would say so all the time: the tick tries again.
+                self._unwatch(slot)
+            return False
+        return True
+
+    def _flush(self, slot: int) -> None:
+        """Send what waits for a slot, as long as its channel has room."""
+        waiting = self._waiting[slot]
+        while waiting:
+            descriptor, message, _ = waiting[0]
+            if not self._send(slot, descriptor, message):
+                return
+            waiting.popleft()
+            os.close(descriptor)
+        self._unwatch(slot)
+
+    def _watch(self, slot: int) -> None:
+        if slot not in self._watched:
+            self._watched.add(slot)
+            self._poll.register(self._channels[slot].fileno(), _EPOLLOUT)
+
+    def _unwatch(self, slot: int) -> None:
+        if slot in self._watched:
+            self._watched.remove(slot)
+            self._poll.unregister(self._channels[slot].fileno())
+
+    # --- slots without a worker
+
+    def _substitute(self, affinity: bytes, slot: int) -> int:
+        """Where a key goes while its slot has no worker; its own slot if no other has one."""
+        for other in self._ring.successors(affinity):
+            if other not in self._failed:
+                return other
+        return slot
+
+    def _look_at_slots(self, now: float) -> None:
+        """Find the slots that have been empty for too long, and give what waits for them to others."""
+        table = self._table
+        empty = [slot for slot in range(self._ring.workers) if not table.holder(slot)]
+        self._any_empty = bool(empty)
+        failed = frozenset(slot for slot in empty if now - table.empty_since(slot) > self._failover_seconds)
+        if failed == self._failed:
+            return
+        for slot in sorted(failed - self._failed):
+            self._log.warning(
+                "Slot %s is empty for more than %g s: its clients go to other slots", slot, self._failover_seconds
+            )
+        for slot in sorted(self._failed - failed):
+            self._log.info("Slot %s is back", slot)
+        self._failed = failed
+        if len(failed) < self._ring.workers:
+            for slot in sorted(failed):
+                self._move(slot)
+
+    def _move(self, slot: int) -> None:
+        """Take back what waits in a slot's channel and queue, and give it to the slots that stand in."""
+        receive = self._leftovers[slot].receive
+        while True:
+            try:
+                frame = receive()
+            except BlockingIOError:
+                break
+            if frame is not None:
+                affinity = self._affinity(frame)
+                message = handoff.encode(frame.bind, frame.address, frame.data)
+                self._deliver(self._substitute(affinity, slot), frame.descriptor, message, affinity)
+        waiting, self._waiting[slot] = self._waiting[slot], deque()
+        self._unwatch(slot)
+        for descriptor, message, affinity in waiting:
+            self._deliver(self._substitute(affinity, slot), descriptor, message, affinity)
+
+    def _affinity(self, frame: handoff.Frame) -> bytes:
+        return self._masks.key(frame.address[0] if frame.address else peer_host(frame.descriptor))
+
+    # --- the end
+
+    def _finish(self) -> None:
+        """Accept what the kernel holds, and wait until the channels have taken everything."""
+        for sock, message in self._listening.values():
+            self._accept(sock, message, FINAL_ACCEPTS)
+        # Unregistered first: epoll goes on telling about a closed descriptor while others hold the same socket.
+        self._stop_listening()
+        for sock, _ in self._listening.values():
+            sock.close()
+        self._listening.clear()
+        self._resume_at = None
+        deadline = time.monotonic() + FLUSH_SECONDS
+        while any(self._waiting) and time.monotonic() < deadline and self._stop == signal.SIGTERM:
+            self._table.beat()
+            self._turn()
+        for slot, waiting in enumerate(self._waiting):
+            self._unwatch(slot)
+            while waiting:
+                self._refusals.add(waiting.popleft()[0])
+        while self._refusals and self._stop == signal.SIGTERM:
+            self._turn()
+
+    def _turn(self) -> None:
+        for descriptor, _ in self._poll.poll(TICK_SECONDS):
+            self._dispatch(descriptor)
+        self._tick(time.monotonic())
+
+
+def peer_host(descriptor: int) -> str:
+    """The peer's IP address; empty if it has none or is gone."""
+    sock = _socket.socket(fileno=descriptor)
+    try:
+        peer = sock.getpeername()
+    except OSError:
+        return ""
+    finally:
+        sock.detach()
+    return str(peer[0]) if isinstance(peer, tuple) else ""
