@@ -1,0 +1,732 @@
+"""The worker's HTTP side: one handler a connection, and the limits that gevent's pywsgi lacks.
+
+A handler is always in one phase. Until a request's head has been read whole it has a deadline, and the server's sweep
+ends the connections that are past theirs, so no timer is made for a request:
+
+    IDLE --first byte--> HEAD --empty line--> BUSY --response sent--> IDLE (kept alive) or closed
+     |                    |
+     past keep-alive:     past head_seconds:
+     closed               408, closed
+
+Of pywsgi remain the body reader, the checks of the app's headers, and the server around the greenlets.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import enum
+import errno
+import os
+import ssl
+import time
+from collections.abc import Callable
+from datetime import timedelta
+from ipaddress import ip_address
+from socket import AF_UNIX, SHUT_RD, SHUT_RDWR, SHUT_WR
+from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote_to_bytes
+
+import gevent
+from gevent import pywsgi
+from gevent.pool import Pool
+from gevent.socket import SOCK_STREAM
+from gevent.socket import socket as GeventSocket
+from gunicorn import SERVER_SOFTWARE
+from gunicorn.glogging import Logger
+from gunicorn.http.wsgi import base_environ
+from gunicorn.sock import ssl_context
+
+from sticky_session import handoff
+from sticky_session.request import BadRequest, Head, Limits, error_response, parse
+from sticky_session.websocket import SERVICE_RESTART, HandshakeError, WebSocket, accept_key
+
+if TYPE_CHECKING:
+    from sticky_session.worker import Worker
+
+# A request body that the app leaves unread is read and thrown away up to this, to keep the connection.
+MAX_DISCARD_BYTES = 64 * 1024
+# How long the client may go on sending after an answer that ends the connection early.
+LINGER_SECONDS = 2.0
+# A body that is shorter goes out together with the head.
+JOIN_BYTES = 64 * 1024
+
+_GONE = frozenset({errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN, errno.EBADF, errno.ETIMEDOUT})
+_FOREVER = float("inf")
+
+
+class Phase(enum.Enum):
+    """What a connection is waiting for."""
+
+    IDLE = enum.auto()
+    HEAD = enum.auto()
+    BUSY = enum.auto()
+
+
+class Response:
+    """What gunicorn's logger and hooks want to know of a response."""
+
+    __slots__ = ("headers", "response_length", "sent", "status")
+
+    def __init__(self, status: str, headers: list[tuple[str, str]], sent: int) -> None:
+        self.status = status
+        self.headers = headers
+        self.sent = sent
+        self.response_length = sent
+
+
+class Request:
+    """What gunicorn's hooks want to know of a request."""
+
+    __slots__ = ("headers", "method", "path", "query", "uri", "version")
+
+    def __init__(self, head: Head) -> None:
+        self.method = head.method
+        self.uri = head.target
+        self.path = head.path
+        self.query = head.query
+        self.version = (1, int(head.version[-1]))
+        self.headers = [(name.upper(), value) for name, value in head.fields]
+
+
+class Handler(pywsgi.WSGIHandler):  # type: ignore[misc]
+    """Serves one connection.
+
+    :param sock: gevent's socket, or its TLS socket
+    :param peer: ``(host, port, ...)``, or an empty string for a Unix socket's peer
+    :param base: the environ's share that is the same for all connections of a bind
+    """
+
+    # pywsgi's attributes, untyped there.
+    server: Server
+    socket: Any
+    environ: dict[str, Any]
+    status: bytes | None
+    result: Any
+    code: int
+    response_headers: list[tuple[bytes, bytes]]
+
+    head: Head
+
+    def __init__(self, sock: Any, peer: Any, server: Server, base: dict[str, Any]) -> None:
+        super().__init__(sock, peer, server)
+        self.base = base
+        self.phase = Phase.IDLE
+        self.deadline = time.monotonic() + server.head_seconds
+        self.websocket: WebSocket | None = None
+        self._unread = False
+        self._content_length: int | None = None
+        # How much of the promised body is still to come; None if nothing was promised.
+        self._left: int | None = None
+
+    # --- the connection
+
+    def handle(self) -> None:
+        """Serve requests until the connection ends."""
+        self.server.handlers.add(self)
+        try:
+            while self._serve_one():
+                self.phase = Phase.IDLE
+                self.deadline = time.monotonic() + self.server.keepalive_seconds
+                if not self.server.worker.alive:
+                    break
+        finally:
+            self.server.handlers.discard(self)
+            self._close()
+
+    def expire(self) -> None:
+        """The deadline has passed: end the connection. Called by the sweep."""
+        sock = getattr(self.socket, "_sock", self.socket)
+        with contextlib.suppress(OSError):
+            if self.phase is Phase.HEAD and not self.server.secure:
+                sock.send(error_response(408))
+                sock.shutdown(SHUT_WR)
+                # The greenlet that reads sees the end.
+                sock.shutdown(SHUT_RD)
+            else:
+                sock.shutdown(SHUT_RDWR)
+
+    def retire(self) -> None:
+        """The worker retires: end what the client can begin again elsewhere, let the rest finish."""
+        if self.websocket is not None and self.websocket.opened:
+            gevent.spawn(self.websocket.close, SERVICE_RESTART)
+        elif self.phase is Phase.IDLE:
+            self.expire()
+
+    def _close(self) -> None:
+        sock = self.socket
+        try:
+            if self._unread:
+                self._linger(sock)
+            self.rfile.close()
+            sock.close()
+        except OSError:
+            pass
+        self.__dict__.pop("socket", None)
+        self.__dict__.pop("rfile", None)
+        self.__dict__.pop("wsgi_input", None)
+
+    def _linger(self, sock: Any) -> None:
+        """Let the client read the answer: closing with bytes unread would reset the connection.
+
+        RFC 9112 section 9.6.
+        """
+        if not self.server.secure:
+            sock.shutdown(SHUT_WR)
+        deadline = time.monotonic() + LINGER_SECONDS
+        sock.settimeout(LINGER_SECONDS)
+        while time.monotonic() < deadline and sock.recv(65536):
+            pass
+
+    # --- one request
+
+    def _serve_one(self) -> bool:
+        """Serve the next request.
+
+        :returns: whether another may follow
+        """
+        try:
+            text = self._read_head()
+            if text is None:
+                return False
+            head = parse(text, self.server.limits, self.server.underscores)
+            self.phase = Phase.BUSY
+            self.deadline = _FOREVER
+            self.head = head
+            self.environ = self.get_environ()
+        except BadRequest as error:
+            self.server.log_invalid(self.client_address, error)
+            self._unread = True
+            with contextlib.suppress(OSError):
+                self.socket.sendall(error_response(error.status))
+            return False
+        except OSError:
+            return False
+        self.close_connection = not head.keep_alive or not self.server.keepalive_seconds
+        self.server.worker.count_request()
+        self.handle_one_response()
+        return not self.close_connection
+
+    def _read_head(self) -> str | None:
+        """The next request's head without its empty line, latin-1; None at the connection's end."""
+        buffered: bytes = self.rfile.peek(1)
+        if not buffered:
+            return None
+        if self.phase is Phase.IDLE:
+            self.phase = Phase.HEAD
+            self.deadline = time.monotonic() + self.server.head_seconds
+        end = buffered.find(b"\r\n\r\n")
+        if end > 0 and buffered[0] != 13:
+            return str(self.rfile.read(end + 4)[:end], "latin-1")
+        if buffered[0] < 32 and buffered[0] != 13:
+            raise BadRequest(400, f"the request begins with {buffered[:16]!r}")
+        return self._read_long_head()
+
+    def _read_long_head(self) -> str | None:
+        """A head that has not arrived in one piece."""
+        limits = self.server.limits
+        lines: list[bytes] = []
+        left = limits.head_bytes
+        while True:
+            longest = (limits.field_size if lines else limits.line) or left
+            line: bytes = self.rfile.readline(min(longest, left) + 2)
+            if not line.endswith(b"\n"):
+                if len(line) < min(longest, left) + 2:
+                    return None
+                raise BadRequest(431 if lines else 414, "a line longer than its limit")
+            if line != b"\r\n":
+                lines.append(line)
+            elif lines:
+                return str(b"".join(lines)[:-2], "latin-1")
+            left -= len(line)
+            if left <= 0 or len(lines) > limits.fields + 1:
+                raise BadRequest(431, "a head larger than its limits")
+
+    def get_environ(self) -> dict[str, Any]:
+        """The WSGI environ (PEP 3333), with gunicorn's additions.
+
+        :raises BadRequest: contradictory scheme headers, or a path outside SCRIPT_NAME
+        """
+        head = self.head
+        env = self.base.copy()
+        env.update(head.environ)
+        path = head.path
+        if "%" in path:
+            path = str(unquote_to_bytes(path.encode("latin-1")), "latin-1")
+        env["REQUEST_METHOD"] = head.method
+        env["PATH_INFO"] = path
+        env["QUERY_STRING"] = head.query
+        env["RAW_URI"] = head.target
+        env["SERVER_PROTOCOL"] = head.version
+        env["gunicorn.sock"] = self.socket
+        peer = self.client_address
+        if isinstance(peer, tuple):
+            env["REMOTE_ADDR"] = peer[0]
+            env["REMOTE_PORT"] = str(peer[1])
+        else:
+            env["REMOTE_ADDR"] = ""
+        self.server.complete_environ(env, peer)
+        self.wsgi_input = env["wsgi.input"] = pywsgi.Input(
+            self.rfile,
+            head.content_length,
+            socket=self.socket if head.expects_continue else None,
+            chunked_input=head.chunked,
+        )
+        return env
+
+    # --- the response
+
+    def handle_one_response(self) -> None:
+        """Run the app, and see to it that the connection is in a known state after it."""
+        self.time_start = time.time()
+        self.status = None
+        self.headers_sent = False
+        self.result = None
+        self.response_use_chunked = False
+        self.response_length = 0
+        self.code = 0
+        self._left = None
+        # pywsgi would add a Connection header of its own to responses to HTTP/1.0.
+        self.request_version = "HTTP/1.1"
+        self.application = self.server.application
+        try:
+            if self.server.pre_request is not None:
+                self.server.pre_request(self.server.worker, Request(self.head))
+            if self.head.environ.get("HTTP_UPGRADE", "").lower() == "websocket" and self._wants_upgrade():
+                self._run_upgrade()
+            else:
+                self.run_application()
+            if self.code >= 0 and not self.close_connection:
+                self._discard_body()
+        except gevent.GreenletExit:
+            self.close_connection = True
+        except OSError as error:
+            self.close_connection = True
+            if isinstance(error, pywsgi._InvalidClientInput):
+                self._answer_error("400 Bad Request")
+            elif error.errno not in _GONE:
+                self._fail()
+        except (Exception, SystemExit):
+            self._fail()
+        finally:
+            self.time_finish = time.time()
+            if not self.websocket or not self.websocket.opened:
+                self.log_request()
+            self._call_post_request()
+
+    def _fail(self) -> None:
+        self.server.worker.log.exception("Error handling request %s", self.head.target)
+        self._answer_error("500 Internal Server Error")
+
+    def _answer_error(self, status: str) -> None:
+        self.close_connection = True
+        if self.headers_sent or (self.websocket and self.websocket.opened):
+            return
+        body = status[4:].encode("latin-1")
+        self._unread = True
+        with contextlib.suppress(OSError):
+            self.result = None
+            self.response_use_chunked = False
+            self.start_response(status, [("Content-Type", "text/plain"), ("Content-Length", str(len(body)))])
+            self.write(body)
+
+    def _discard_body(self) -> None:
+        if self.head.chunked or self.head.content_length:
+            self.phase = Phase.HEAD
+            self.deadline = time.monotonic() + self.server.head_seconds
+            self.wsgi_input._discard()
+
+    def _must_close(self) -> bool:
+        """Whether the connection can't be used after this response."""
+        head = self.head
+        if self.close_connection or not self.server.worker.alive:
+            return True
+        if self._left is None and not self.response_use_chunked:
+            # Only the end of the connection tells the client where the body ends.
+            return True
+        body = self.wsgi_input
+        if head.expects_continue and body.socket is not None:
+            # The client still waits for 100, or sends its body: which of them can't be told.
+            return True
+        if head.chunked:
+            return bool(body.chunk_length)
+        unread: int = (head.content_length or 0) - body.position
+        return unread > MAX_DISCARD_BYTES
+
+    def finalize_headers(self) -> None:
+        """Add what the server knows: length, date, and whether the connection stays."""
+        headers = self.response_headers
+        self._content_length = None
+        if self.provided_date is None:
+            headers.append((b"Date", self.server.date()))
+        if self.code not in (204, 304):
+            if self.provided_content_length is not None:
+                if self.provided_content_length.isdecimal():
+                    self._content_length = int(self.provided_content_length)
+            elif hasattr(self.result, "__len__"):
+                self._content_length = sum(len(chunk) for chunk in self.result)
+                headers.append((b"Content-Length", b"%d" % self._content_length))
+            elif self.head.version == "HTTP/1.1":
+                self.response_use_chunked = True
+                headers.append((b"Transfer-Encoding", b"chunked"))
+        self._left = self._content_length
+        if self.head.method == "HEAD" or self.code in (204, 304):
+            self.response_use_chunked = False
+            self._left = 0
+        provided = {name.lower() for name, _ in headers}
+        if self._must_close():
+            self.close_connection = True
+            if b"connection" not in provided:
+                headers.append((b"Connection", b"close"))
+        elif self.head.version == "HTTP/1.0" and b"connection" not in provided:
+            headers.append((b"Connection", b"keep-alive"))
+
+    def start_response(self, status: str, headers: Any, exc_info: Any = None) -> Callable[[bytes], None]:
+        """PEP 3333's start_response; after a WebSocket upgrade it has nothing left to say."""
+        if self.websocket is not None and self.websocket.opened:
+            return _ignore
+        write: Callable[[bytes], None] = super().start_response(status, headers, exc_info)
+        return write
+
+    def _write(self, data: bytes) -> None:
+        self._send_body(b"", data)
+
+    def _write_with_headers(self, data: bytes) -> None:
+        self.headers_sent = True
+        self.finalize_headers()
+        assert self.status is not None
+        parts = [b"HTTP/1.1 ", self.status, b"\r\n"]
+        for name, value in self.response_headers:
+            parts += (name, b": ", value, b"\r\n")
+        parts.append(b"\r\n")
+        self._send_body(b"".join(parts), data)
+
+    def _send_body(self, head: bytes, data: bytes) -> None:
+        """Send a piece of the body, together with the head if both are small."""
+        if self._left is not None:
+            # Nothing may follow the body that the head promises: the client would take it for the next response.
+            data = data[: self._left]
+            self._left -= len(data)
+        self.response_length += len(data)
+        if data and self.response_use_chunked:
+            data = b"%x\r\n%b\r\n" % (len(data), data)
+        if len(data) < JOIN_BYTES:
+            self.socket.sendall(head + data)
+        else:
+            if head:
+                self.socket.sendall(head)
+            self.socket.sendall(data)
+
+    def process_result(self) -> None:
+        """Send what the app returned."""
+        for data in self.result:
+            if data:
+                self.write(data)
+        if self.status and not self.headers_sent:
+            self.write(b"")
+        if self.response_use_chunked:
+            self.socket.sendall(b"0\r\n\r\n")
+        if self._left:
+            # The app promised more than it gave.
+            self.close_connection = True
+
+    # --- WebSocket
+
+    def _wants_upgrade(self) -> bool:
+        connection = self.head.environ.get("HTTP_CONNECTION", "").lower()
+        return (
+            self.head.method == "GET"
+            and self.head.version == "HTTP/1.1"
+            and "upgrade" in (option.strip() for option in connection.split(","))
+        )
+
+    def _run_upgrade(self) -> None:
+        """Run the app with a WebSocket that it may use."""
+        self.close_connection = True
+        try:
+            accept = accept_key(self.environ)
+        except HandshakeError as error:
+            self.start_response(error.status, [*error.headers, ("Content-Length", "0")])
+            self.write(b"")
+            return
+        websocket = self.websocket = WebSocket(self.environ, self, accept, self.server.message_bytes())
+        self.environ["wsgi.websocket"] = websocket
+        self.environ["wsgi.websocket_version"] = "13"
+        self.environ["wsgi.input"] = self.rfile
+        self.environ["wsgi.input_terminated"] = False
+        if not self.server.worker.alive:
+            self.close_connection = True
+        try:
+            self.run_application()
+        finally:
+            if websocket.opened:
+                websocket.close()
+                self._unread = True
+
+    def send_upgrade(self, accept: str) -> None:
+        """Answer the opening handshake. Called when the app uses the WebSocket for the first time."""
+        self.status = b"101 Switching Protocols"
+        self.code = 101
+        self.headers_sent = True
+        self.response_headers = [
+            (b"Upgrade", b"websocket"),
+            (b"Connection", b"Upgrade"),
+            (b"Sec-WebSocket-Accept", accept.encode("ascii")),
+        ]
+        lines = b"".join(b"%b: %b\r\n" % header for header in self.response_headers)
+        with contextlib.suppress(OSError):
+            self.socket.sendall(b"HTTP/1.1 101 Switching Protocols\r\n" + lines + b"\r\n")
+        self.time_finish = time.time()
+        self.log_request()
+        if not self.server.worker.alive:
+            self.retire()
+
+    def run_application(self) -> None:
+        """Call the app and send what it returns; what it returns after an upgrade is not sent."""
+        if self.websocket is None:
+            super().run_application()
+            return
+        self.result = self.application(self.environ, self.start_response)
+        try:
+            if self.websocket.opened:
+                for _ in self.result or ():
+                    pass
+            else:
+                self.process_result()
+        finally:
+            if hasattr(self.result, "close"):
+                self.result.close()
+            self.result = None
+
+    # --- logs and hooks
+
+    def log_request(self) -> None:
+        """A line in gunicorn's access log, if there is one."""
+        if self.server.wants_access_log and self.status is not None:
+            seconds = timedelta(seconds=max(0.0, self.time_finish - self.time_start))
+            self.server.worker.log.access(self._response(), self.head.fields, self.environ, seconds)
+
+    def _response(self) -> Response:
+        status = self.status.decode("latin-1") if self.status else "500 Internal Server Error"
+        headers = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in self.response_headers or ()]
+        return Response(status, headers, self.response_length)
+
+    def _call_post_request(self) -> None:
+        if self.server.post_request is None:
+            return
+        try:
+            self.server.post_request(self.server.worker, Request(self.head), self.environ, self._response())
+        except Exception:
+            self.server.worker.log.exception("Exception in post_request hook")
+
+
+def _ignore(_: bytes) -> None:
+    """What start_response gives after a WebSocket upgrade."""
+
+
+class Server(pywsgi.WSGIServer):  # type: ignore[misc]
+    """Takes connections from the worker's channel, and gives each a greenlet.
+
+    Reading stops while ``worker_connections`` are open, so that the channel fills and the listener answers 503.
+    """
+
+    def __init__(self, worker: Worker) -> None:
+        cfg = worker.cfg
+        self.worker = worker
+        self.secure = bool(cfg.is_ssl)
+        self._context = ssl_context(cfg) if self.secure else None
+        self.handlers: set[Handler] = set()
+        self.draining = False
+        self.head_seconds = worker.options.head_seconds
+        self.keepalive_seconds = cfg.keepalive
+        self.limits = Limits(cfg.limit_request_line, cfg.limit_request_fields or 32768, cfg.limit_request_field_size)
+        self.underscores = cfg.header_map
+        self.pre_request = custom_hook(cfg, "pre_request")
+        self.post_request = custom_hook(cfg, "post_request")
+        self.wants_access_log = worker.log.access_log_enabled or type(worker.log).access is not Logger.access
+        self._trust = Trust(cfg)
+        self._date = (0, b"")
+        self._script_name = os.environ.get("SCRIPT_NAME", "")
+        self._receiver = handoff.Receiver(worker.seat.channel)
+        self._binds = worker.seat.generation.binds
+        pool = Pool(worker.connection_limit())
+        channel = GeventSocket(fileno=os.dup(worker.seat.channel.fileno()))
+        environ = base_environ(cfg)
+        super().__init__(channel, application=worker.wsgi, spawn=pool, log=None, error_log=None, environ=environ)
+        self._bases = [self._base_environ(address) for _, address in self._binds]
+        # pywsgi takes one at a time where several processes share a listening socket; nobody shares ours.
+        self.max_accept = 64
+        self._sweeper = gevent.spawn(self._sweep)
+
+    def _base_environ(self, address: Any) -> dict[str, Any]:
+        base = {
+            **base_environ(self.worker.cfg),
+            "GATEWAY_INTERFACE": "CGI/1.1",
+            "SERVER_SOFTWARE": SERVER_SOFTWARE,
+            "SCRIPT_NAME": self._script_name,
+            "wsgi.multithread": True,
+            "wsgi.url_scheme": "https" if self.secure else "http",
+            "sticky_session.slot": self.worker.seat.slot,
+        }
+        if isinstance(address, tuple):
+            base["SERVER_NAME"] = address[0]
+            base["SERVER_PORT"] = str(address[1])
+        return base
+
+    def complete_environ(self, env: dict[str, Any], peer: Any) -> None:
+        """Add what depends on the client's headers: scheme, server name of a Unix socket, script name.
+
+        :raises BadRequest: contradictory scheme headers, or a path outside SCRIPT_NAME
+        """
+        if self._trust.trusts(peer):
+            scheme = self._trust.scheme(env)
+            if scheme is not None:
+                env["wsgi.url_scheme"] = scheme
+        if "SERVER_NAME" not in env:
+            host, _, port = env.get("HTTP_HOST", "").partition(":")
+            env["SERVER_NAME"] = host
+            env["SERVER_PORT"] = port or ("443" if env["wsgi.url_scheme"] == "https" else "80")
+        if self._script_name:
+            if not env["PATH_INFO"].startswith(self._script_name):
+                raise BadRequest(400, f"path {env['PATH_INFO']!r} outside SCRIPT_NAME {self._script_name!r}")
+            env["PATH_INFO"] = env["PATH_INFO"][len(self._script_name) :]
+
+    def message_bytes(self) -> int:
+        """The largest WebSocket message taken."""
+        return self.worker.message_bytes()
+
+    def date(self) -> bytes:
+        """The Date header's value, made once a second."""
+        now = int(time.time())
+        if self._date[0] != now:
+            self._date = (now, pywsgi.format_date_time(now))
+        return self._date[1]
+
+    def log_invalid(self, peer: Any, error: BadRequest) -> None:
+        """A line in the error log about a client's mistake, as gunicorn writes it."""
+        host = peer[0] if isinstance(peer, tuple) else ""
+        self.worker.log.warning("Invalid request from ip=%s: %s", host, error)
+
+    # --- connections
+
+    def do_read(self) -> tuple[Any, Any, int] | None:
+        """Take the next connection from the channel."""
+        try:
+            frame = self._receiver.receive()
+        except BlockingIOError:
+            if self.draining:
+                self.close()
+            return None
+        if frame is None:
+            self.worker.log.error("A connection was lost: no descriptors left in this worker; raise ulimit -n")
+            return None
+        family, _ = self._binds[frame.bind]
+        sock = GeventSocket(family, SOCK_STREAM, 0, fileno=frame.descriptor)
+        try:
+            peer = frame.address or sock._sock.getpeername()
+        except OSError:
+            # The client has gone already.
+            sock.close()
+            return None
+        return sock, "" if family == AF_UNIX else peer, frame.bind
+
+    def handle(self, sock: Any, peer: Any, bind: int) -> None:
+        """Serve a connection, in a greenlet of its own."""
+        if self._context is not None:
+            try:
+                with gevent.Timeout(self.head_seconds):
+                    sock = self._wrap(sock)
+            except (OSError, gevent.Timeout) as error:
+                self.worker.log.debug("TLS handshake with %s failed: %s", peer, error)
+                return
+        Handler(sock, peer, self, self._bases[bind]).handle()
+
+    def _wrap(self, sock: Any) -> ssl.SSLSocket:
+        assert self._context is not None
+        cfg = self.worker.cfg
+        wrapped: ssl.SSLSocket = self._context.wrap_socket(
+            sock,
+            server_side=True,
+            suppress_ragged_eofs=cfg.suppress_ragged_eofs,
+            do_handshake_on_connect=True,
+        )
+        return wrapped
+
+    def _sweep(self) -> None:
+        """End the connections that are past their deadline."""
+        shortest = min(self.head_seconds, self.keepalive_seconds or self.head_seconds)
+        while True:
+            gevent.sleep(min(1.0, shortest / 4))
+            now = time.monotonic()
+            for handler in [handler for handler in self.handlers if handler.deadline < now]:
+                handler.deadline = _FOREVER
+                handler.expire()
+
+    def retire(self, *, drain: bool) -> None:
+        """Take no more connections, and end what clients can begin again elsewhere.
+
+        :param drain: whether to take first what is in the channel
+        """
+        self.draining = True
+        if not drain:
+            self.close()
+        elif not self.closed and not self.full():
+            self._do_read()
+        for handler in list(self.handlers):
+            handler.retire()
+
+    def close(self) -> None:
+        """Take no more connections."""
+        super().close()
+        self.draining = True
+
+
+class Trust:
+    """Whose forwarding headers count, and what they say of the scheme.
+
+    gunicorn's ``forwarded_allow_ips`` and ``secure_scheme_headers``.
+    """
+
+    def __init__(self, cfg: Any) -> None:
+        self._everybody = "*" in cfg.forwarded_allow_ips
+        self._networks = cfg.forwarded_allow_networks()
+        self._known: dict[str, bool] = {}
+        self._schemes = [
+            ("HTTP_" + name.upper().replace("-", "_"), value) for name, value in cfg.secure_scheme_headers.items()
+        ]
+
+    def trusts(self, peer: Any) -> bool:
+        """Whether a peer's headers count; a Unix socket's always do, as in gunicorn."""
+        if self._everybody or not isinstance(peer, tuple):
+            return True
+        host = peer[0]
+        known = self._known.get(host)
+        if known is None:
+            known = self._known_after_lookup(host)
+        return known
+
+    def _known_after_lookup(self, host: str) -> bool:
+        address = ip_address(host.partition("%")[0])
+        known = any(address in network for network in self._networks)
+        if len(self._known) > 4096:
+            self._known.clear()
+        self._known[host] = known
+        return known
+
+    def scheme(self, env: dict[str, Any]) -> str | None:
+        """The scheme that the headers tell; None if they tell nothing.
+
+        :raises BadRequest: they contradict each other
+        """
+        said = {env[key] == secure for key, secure in self._schemes if key in env}
+        if len(said) > 1:
+            raise BadRequest(400, "contradictory scheme headers")
+        if not said:
+            return None
+        return "https" if said.pop() else "http"
+
+
+def custom_hook(cfg: Any, name: str) -> Any:
+    """A server hook if the user has set one; None for gunicorn's own, which only logs at debug level."""
+    setting = cfg.settings[name]
+    hook = setting.get()
+    return None if hook is type(setting).default or hook is setting.default else hook

@@ -1,0 +1,226 @@
+"""Parsing request heads, and the rules by which a message's length is known. Pure.
+
+Strict where a lenient reading could be another server's different reading (request smuggling): RFC 9112 sections 2.2,
+3, 5, 6 and 11.2. What is refused here is answered with the error's status and a closed connection.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import NamedTuple
+
+_METHOD = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+").fullmatch
+_NAME = _METHOD
+# VCHAR, obs-text, SP and HTAB: no control characters (RFC 9110 section 5.5).
+_VALUE = re.compile(r"[\t\x20-\x7e\x80-\xff]*").fullmatch
+_TARGET = re.compile(r"[\x21-\x7e\x80-\xff]+").fullmatch
+_ABSOLUTE = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]*://([^/?#]*)(.*)").fullmatch
+_DIGITS = re.compile(r"[0-9]{1,18}").fullmatch
+
+# Names arrive in few spellings; the environ key of each is made once. Bounded, since clients choose the spelling.
+_KEYS: dict[str, str] = {}
+_MAX_KEYS = 1024
+
+REASONS = {
+    400: "Bad Request",
+    408: "Request Timeout",
+    414: "URI Too Long",
+    417: "Expectation Failed",
+    431: "Request Header Fields Too Large",
+    501: "Not Implemented",
+    505: "HTTP Version Not Supported",
+}
+
+
+class BadRequest(Exception):
+    """The client sent something that can't be served.
+
+    :ivar status: the HTTP status to answer with
+    """
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+def error_response(status: int) -> bytes:
+    """A whole response for a request that can't be served, after which the connection closes."""
+    return (
+        f"HTTP/1.1 {status} {REASONS[status]}\r\nConnection: close\r\nContent-Type: text/plain\r\n"
+        f"Content-Length: {len(REASONS[status]) + 1}\r\n\r\n{REASONS[status]}\n"
+    ).encode("latin-1")
+
+
+class Limits(NamedTuple):
+    """gunicorn's ``limit_request_line``, ``limit_request_fields`` and ``limit_request_field_size``, in bytes.
+
+    0 means that there is no limit, as in gunicorn, up to a megabyte for the whole head.
+    """
+
+    line: int
+    fields: int
+    field_size: int
+
+    @property
+    def head_bytes(self) -> int:
+        """The most bytes that a head within the limits can have."""
+        if not self.line or not self.field_size:
+            return 1 << 20
+        return self.line + 2 + self.fields * (self.field_size + 2) + 2
+
+
+@dataclass
+class Head:
+    """A parsed request head.
+
+    :ivar target: as sent, text in latin-1
+    :ivar path: the target's path without its query, still percent-encoded
+    :ivar authority: the host of a target in absolute form, which stands above the Host header
+    :ivar fields: names and values in the order sent, text in latin-1
+    :ivar environ: the WSGI environ's share of the fields
+    :ivar content_length: the body's length in bytes; None if there is no body or it is chunked
+    """
+
+    method: str
+    target: str
+    path: str
+    query: str
+    version: str
+    fields: list[tuple[str, str]]
+    environ: dict[str, str]
+    content_length: int | None
+    chunked: bool
+    keep_alive: bool
+    expects_continue: bool
+
+
+def parse(head: str, limits: Limits, underscores: str = "drop") -> Head:
+    """Parse a head.
+
+    :param head: everything up to the empty line, without it, lines ending with CRLF but the last; text in latin-1
+    :param underscores: gunicorn's ``header_map``: ``drop``, ``refuse`` or ``dangerous`` for names with underscores
+    :raises BadRequest: it can't be served
+    """
+    lines = head.split("\r\n")
+    line = lines[0]
+    if limits.line and len(line) > limits.line:
+        raise BadRequest(414, f"a request line of {len(line)} bytes; limit_request_line is {limits.line}")
+    if len(lines) - 1 > limits.fields:
+        raise BadRequest(431, f"{len(lines) - 1} header fields; limit_request_fields is {limits.fields}")
+    method, target, version = _parse_line(line)
+
+    environ: dict[str, str] = {}
+    fields = []
+    hosts = 0
+    for number in range(1, len(lines)):
+        field = lines[number]
+        if limits.field_size and len(field) > limits.field_size:
+            raise BadRequest(
+                431, f"a header field of {len(field)} bytes; limit_request_field_size is {limits.field_size}"
+            )
+        name, colon, value = field.partition(":")
+        key = _KEYS.get(name)
+        if key is None:
+            key = _make_key(name)
+        if not colon or not _VALUE(value):
+            raise BadRequest(400, f"header field {field!r}")
+        value = value.strip(" \t")
+        fields.append((name, value))
+        if "_" in name and underscores != "dangerous":
+            if underscores == "refuse":
+                raise BadRequest(400, f"header field name {name!r} with an underscore")
+            continue
+        if key in environ:
+            if key == "CONTENT_LENGTH":
+                raise BadRequest(400, "two Content-Length fields")
+            environ[key] += ("; " if key == "HTTP_COOKIE" else ",") + value
+        else:
+            environ[key] = value
+        if key == "HTTP_HOST":
+            hosts += 1
+
+    path = target
+    if target[0] != "/" and target != "*":
+        path = _take_authority(target, environ)
+    elif hosts != 1 and (hosts or version == "HTTP/1.1"):
+        raise BadRequest(400, f"{hosts} Host fields; expected one")
+    path, _, query = path.partition("?")
+    content_length, chunked = _body_length(environ, version)
+    connection = environ.get("HTTP_CONNECTION")
+    if connection is None:
+        keep_alive = version == "HTTP/1.1"
+    else:
+        options = {option.strip(" \t") for option in connection.lower().split(",")}
+        keep_alive = "close" not in options and (version == "HTTP/1.1" or "keep-alive" in options)
+    return Head(
+        method,
+        target,
+        path,
+        query,
+        version,
+        fields,
+        environ,
+        content_length,
+        chunked,
+        keep_alive,
+        _expects_continue(environ, version),
+    )
+
+
+def _parse_line(line: str) -> tuple[str, str, str]:
+    parts = line.split(" ")
+    if len(parts) != 3 or not _METHOD(parts[0]) or not _TARGET(parts[1]):
+        raise BadRequest(400, f"request line {line[:200]!r}")
+    version = parts[2]
+    if version not in ("HTTP/1.1", "HTTP/1.0"):
+        if re.fullmatch(r"HTTP/[0-9]\.[0-9]", version):
+            raise BadRequest(505, f"version {version}; expected HTTP/1.0 or HTTP/1.1")
+        raise BadRequest(400, f"request line {line[:200]!r}")
+    return parts[0], parts[1], version
+
+
+def _make_key(name: str) -> str:
+    if not _NAME(name):
+        raise BadRequest(400, f"header field name {name[:200]!r}")
+    key = name.upper().replace("-", "_")
+    if key not in ("CONTENT_TYPE", "CONTENT_LENGTH"):
+        key = "HTTP_" + key
+    if len(_KEYS) < _MAX_KEYS:
+        _KEYS[name] = key
+    return key
+
+
+def _take_authority(target: str, environ: dict[str, str]) -> str:
+    """RFC 9112 section 3.2.2: the host in a target of absolute form replaces the Host field."""
+    absolute = _ABSOLUTE(target)
+    if absolute is None:
+        raise BadRequest(400, f"request target {target[:200]!r}")
+    environ["HTTP_HOST"] = absolute[1]
+    return absolute[2] if absolute[2].startswith("/") else "/" + absolute[2]
+
+
+def _body_length(environ: dict[str, str], version: str) -> tuple[int | None, bool]:
+    """RFC 9112 section 6.3, refusing what it lets a server refuse."""
+    coding = environ.get("HTTP_TRANSFER_ENCODING")
+    length = environ.get("CONTENT_LENGTH")
+    if coding is not None:
+        if length is not None or version == "HTTP/1.0":
+            raise BadRequest(400, "Transfer-Encoding with Content-Length or HTTP/1.0")
+        if coding.lower() != "chunked":
+            raise BadRequest(501, f"transfer coding {coding[:200]!r}; expected chunked")
+        return None, True
+    if length is None:
+        return None, False
+    if not _DIGITS(length):
+        raise BadRequest(400, f"Content-Length {length[:200]!r}")
+    return int(length), False
+
+
+def _expects_continue(environ: dict[str, str], version: str) -> bool:
+    expectation = environ.get("HTTP_EXPECT")
+    if expectation is None or version == "HTTP/1.0":
+        return False
+    if expectation.lower() != "100-continue":
+        raise BadRequest(417, f"Expect: {expectation[:200]!r}; expected 100-continue")
+    return True

@@ -1,0 +1,196 @@
+"""The worker: what runs in the process that fills a slot."""
+
+from __future__ import annotations
+
+import gc
+import os
+import resource
+import signal
+import sys
+import time
+from typing import Any
+
+from gevent import monkey
+from gevent.event import Event
+from gunicorn.workers.ggevent import GeventWorker
+
+from sticky_session.arbiter import StickyArbiter
+from sticky_session.config import Options
+from sticky_session.errors import PlatformError
+from sticky_session.handler import Server
+from sticky_session.slots import Seat
+
+# Descriptors that the app, logs and the hub need beside the connections'.
+SPARE_DESCRIPTORS = 64
+# python-engineio's own default of max_http_buffer_size.
+DEFAULT_MESSAGE_BYTES = 1_000_000
+
+
+class Worker(GeventWorker):  # type: ignore[misc]
+    """gunicorn's gevent worker, taking its connections from the listener.
+
+    Made in the arbiter, before the fork.
+
+    :param seat: the slot it fills; None where gunicorn made the worker without our arbiter
+    :ivar held_slot: arbiter: whether it has been seen to serve its slot
+    :ivar told_to_stop: arbiter: whether it has been sent SIGTERM for a reason of ours
+    :ivar forgotten: arbiter: whether its end has been noted
+    """
+
+    arbiter_class = StickyArbiter
+
+    # gunicorn's attributes, untyped there.
+    sockets: list[Any]
+    cfg: Any
+    log: Any
+
+    options: Options
+
+    def __init__(self, *args: Any, seat: Seat | None = None) -> None:
+        super().__init__(*args)
+        self._seat = seat
+        self.held_slot = False
+        self.told_to_stop = False
+        self.forgotten = False
+        self._message_bytes: int | None = None
+        self._drain = False
+
+    # --- in the arbiter
+
+    @classmethod
+    def check_config(cls, cfg: Any, _: Any) -> None:
+        """Called once by gunicorn before any worker exists: see to it that the arbiter becomes ours.
+
+        The hook that comes next, ``when_ready``, is the first to be given the arbiter.
+        """
+        when_ready = cfg.when_ready
+
+        def adopt(arbiter: Any) -> None:
+            cls.arbiter_class.adopt(arbiter)
+            when_ready(arbiter)
+
+        cfg.set("when_ready", adopt)
+
+    @property
+    def seat(self) -> Seat:
+        """The slot that this worker fills.
+
+        :raises PlatformError: it was started by an arbiter that has no slots
+        """
+        if self._seat is None:
+            raise PlatformError(
+                "sticky_session.Worker was started by an arbiter without slots; "
+                "it can't become the worker class by a reload: restart gunicorn"
+            )
+        return self._seat
+
+    # --- in the worker's own process
+
+    def patch(self) -> None:
+        """Make the standard library cooperative."""
+        monkey.patch_all()
+
+    def init_process(self) -> None:
+        """Boot: everything up to the main loop."""
+        # The listening sockets are the listener's business. A copy kept open here would let clients connect to a
+        # server that is shutting down.
+        for sock in self.sockets:
+            sock.close()
+        self.sockets = []
+        super().init_process()
+
+    def init_signals(self) -> None:
+        """Install gunicorn's handlers, and let the signals in that came since the fork."""
+        self._woken = Event()
+        super().init_signals()
+        signal.pthread_sigmask(signal.SIG_SETMASK, ())
+
+    def run(self) -> None:
+        """The main loop: serve until told to stop, then let requests finish."""
+        _worker_in_this_process[:] = [self]
+        self.server = Server(self)
+        self.server.start()
+        self.seat.take()
+        interval = min(1.0, self.timeout) if self.timeout else 1.0
+        while self.alive:
+            self.notify()
+            self._woken.wait(interval)
+        self._finish(interval)
+
+    def _finish(self, interval: float) -> None:
+        self.seat.leave()
+        deadline = time.monotonic() + self.cfg.graceful_timeout
+        self.server.retire(drain=self._drain)
+        pool = self.server.pool
+        while (len(pool) or not self.server.closed) and time.monotonic() < deadline:
+            self.notify()
+            pool.join(timeout=min(interval, 0.1))
+        self.server.close()
+        if len(pool):
+            self.log.warning("Worker graceful timeout (pid:%s)", self.pid)
+            pool.kill(timeout=1)
+
+    def retire(self, *, drain: bool = False) -> None:
+        """Leave the slot, and end when the last request is done. Safe in a signal handler.
+
+        :param drain: whether to take first what is in the channel: there may be nobody else to do it
+        """
+        self._drain = self._drain or drain
+        self.alive = False
+        self._woken.set()
+
+    def handle_exit(self, *_: Any) -> None:
+        """SIGTERM."""
+        self.retire(drain=True)
+
+    def count_request(self) -> None:
+        """One more request has been taken: ``max_requests``."""
+        self.nr += 1
+        if self.nr >= self.max_requests and self.alive:
+            self.log.info("Autorestarting worker after current request.")
+            self.retire()
+
+    def connection_limit(self) -> int:
+        """``worker_connections``, or fewer if there are not enough descriptors for them."""
+        soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        room = max(1, soft - len(os.listdir("/proc/self/fd")) - SPARE_DESCRIPTORS)
+        wanted: int = self.worker_connections
+        if wanted > room:
+            self.log.warning(
+                "worker_connections=%s, but the limit on open files (%s) leaves room for %s; "
+                "raise it with ulimit -n or LimitNOFILE",
+                wanted,
+                soft,
+                room,
+            )
+        return min(wanted, room)
+
+    def message_bytes(self) -> int:
+        """The largest WebSocket message taken: the option's, or that of the app's Engine.IO server."""
+        if self._message_bytes is None:
+            self._message_bytes = self.options.message_bytes or engineio_message_bytes() or DEFAULT_MESSAGE_BYTES
+        return self._message_bytes
+
+
+# The worker that this process is, if it is one.
+_worker_in_this_process: list[Worker] = []
+
+
+def current_worker() -> Worker | None:
+    """The worker that this process is; None in any other process."""
+    return _worker_in_this_process[0] if _worker_in_this_process else None
+
+
+def engineio_message_bytes() -> int:
+    """The largest ``max_http_buffer_size`` of the Engine.IO servers in this process; 0 if there is none.
+
+    Found among all objects, once, since an app may keep its server anywhere.
+    """
+    engineio = sys.modules.get("engineio")
+    if engineio is None:
+        return 0
+    base = engineio.base_server.BaseServer
+    return max((int(it.max_http_buffer_size) for it in gc.get_objects() if isinstance(it, base)), default=0)
+
+
+__all__ = ["Worker", "current_worker"]
