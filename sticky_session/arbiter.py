@@ -1,0 +1,612 @@
+"""The arbiter: gunicorn's master process, which also fills numbered slots and watches the listener.
+
+It runs in gunicorn's loop: :meth:`StickyArbiter.manage_workers` is called at every turn, looks at what there is,
+and takes the next step towards what there should be. Nothing else decides. What it works with:
+
+- ``_current``: the generation that the listener feeds. ``_next``: one being built after SIGHUP; when workers fill all
+  of its slots, the listener is replaced and it becomes the current one. ``_old``: those that run dry; their workers are
+  told to stop as soon as the last listener that feeds them is gone.
+- A worker holds its slot from the moment it has booted until it leaves or dies (:class:`slots.Table`). One that is
+  booting or holds its slot keeps others from being started for it.
+- The listener is one process, replaced whole whenever its sockets, ring or channels change.
+- Children ring the doorbell, a pipe with O_ASYNC, when something has changed: SIGIO ends the loop's wait.
+
+An old arbiter and the new one that SIGUSR2 started agree over a socket pair who accepts; see :mod:`.upgrade`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from gevent.monkey import get_original
+from gunicorn import sock, util
+from gunicorn.arbiter import Arbiter
+from gunicorn.errors import AppImportError, HaltServer
+
+from sticky_session.address import Masks
+from sticky_session.errors import OptionError, StickySessionError
+from sticky_session.handoff import Frame
+from sticky_session.listener import Listener, peer_host
+from sticky_session.ring import Ring
+from sticky_session.settings import check_workers, options_of
+from sticky_session.slots import Generation, Seat, pour
+from sticky_session.upgrade import Upgrade
+
+if TYPE_CHECKING:
+    from sticky_session.worker import Worker
+
+# gevent, when it is patched in here (--preload, listen()), would watch children and take their exit statuses.
+_fork = get_original("os", "fork")
+
+# How long a slot waits for the next try after its worker failed to boot for the first, second ... time.
+RETRY_SECONDS = (0.5, 1.0, 2.0, 4.0)
+# A listener that lived for a shorter time than this is not restarted at once.
+LISTENER_MIN_SECONDS = 1.0
+
+
+@dataclass
+class ListenerProcess:
+    """The arbiter's view of a listener."""
+
+    pid: int
+    generation: Generation
+    started_at: float
+    stopping: bool = False
+
+
+class StickyArbiter(Arbiter):  # type: ignore[misc]
+    """gunicorn's arbiter with numbered slots and a listener."""
+
+    # gunicorn's attributes, untyped there.
+    app: Any
+    cfg: Any
+    log: Any
+    worker_class: Any
+    num_workers: int
+    LISTENERS: list[Any]
+    WORKERS: dict[int, Worker]
+    _last_logged_active_worker_count: int | None
+
+    _current: Generation
+    _next: Generation | None
+    _old: list[Generation]
+
+    # --- taking over
+
+    @classmethod
+    def adopt(cls, arbiter: Arbiter) -> None:
+        """Turn gunicorn's running arbiter, whose workers have not been started yet, into ours."""
+        arbiter.__class__ = cls
+        try:
+            arbiter.start_cluster()
+        except StickySessionError as error:
+            arbiter.log.error("%s", error)
+            sock.close_sockets(arbiter.LISTENERS, arbiter.master_pid == 0 and not arbiter.cfg.reuse_port)
+            if arbiter.pidfile is not None:
+                arbiter.pidfile.unlink()
+            sys.exit(1)
+
+    def start_cluster(self) -> None:
+        """Make what survives every child, before the first one is started.
+
+        :raises OptionError: an option or gunicorn setting can't be used
+        """
+        check_workers(self.cfg)
+        self.options = options_of(self.cfg)
+        # gunicorn would run the file of `python -m ...`, with another import path.
+        self.START_CTX["args"] = getattr(self.app, "command", self.START_CTX["args"])
+        if self.cfg.reuse_port and not self.LISTENERS:
+            # gunicorn leaves these to the workers, and ours have none.
+            self.LISTENERS = sock.create_sockets(self.cfg, self.log)
+        self._old = []
+        self._next = None
+        self._listener: ListenerProcess | None = None
+        self._former_listeners: dict[int, ListenerProcess] = {}
+        self._listener_holds_until = 0.0
+        self._has_served = False
+        self._stopping = False
+        self._reloading = False
+        self._failures: dict[int, int] = {}
+        self._retry_at: dict[int, float] = {}
+        self._current = self._new_generation()
+
+        self._doorbell, self._doorbell_push = os.pipe()
+        os.set_blocking(self._doorbell, False)
+        os.set_blocking(self._doorbell_push, False)
+        signal.signal(signal.SIGIO, self._rung)
+        self._watch_descriptor(self._doorbell)
+        # Nothing is ever written here: children see it close when the arbiter is gone, however it went.
+        self._lifeline, self._lifeline_end = os.pipe()
+        self._upgrade = Upgrade.from_environment(os.environ, self._watch_descriptor)
+
+    def _rung(self, *_: object) -> None:
+        self.wakeup()
+
+    @staticmethod
+    def _watch_descriptor(descriptor: int) -> None:
+        """Have the kernel send this process SIGIO whenever something arrives (fcntl(2), F_SETOWN)."""
+        fcntl.fcntl(descriptor, fcntl.F_SETOWN, os.getpid())
+        fcntl.fcntl(descriptor, fcntl.F_SETFL, fcntl.fcntl(descriptor, fcntl.F_GETFL) | os.O_ASYNC)
+
+    def _new_generation(self) -> Generation:
+        binds = [(listening.FAMILY, listening.getsockname()) for listening in self.LISTENERS]
+        return Generation(self.options.partitions, self.num_workers, binds)
+
+    # --- gunicorn's loop
+
+    def manage_workers(self) -> None:
+        """Take the next step towards what there should be. Called at every turn of the loop."""
+        with contextlib.suppress(BlockingIOError):
+            os.read(self._doorbell, 4096)
+        self._note_ready_workers()
+        if self._stopping:
+            return
+        self._change_over()
+        self._resize()
+        for generation in self._building():
+            self._fill(generation)
+        self._watch_listener()
+        self._run_dry()
+        self._tell_metrics()
+
+    def reap_workers(self) -> None:
+        """Reap children; a worker that can't boot ends the server only if none has ever served."""
+        self._reap_listeners()
+        before = dict(self.WORKERS)
+        while True:
+            try:
+                super().reap_workers()
+                break
+            except HaltServer as halt:
+                failed = next(w for pid, w in before.items() if pid not in self.WORKERS and not is_closed(w))
+                failed.tmp.close()
+                self.cfg.child_exit(self, failed)
+                if self._stopping:
+                    continue
+                if not self._has_served:
+                    raise
+                self.log.error("%s The others go on serving", halt.reason)
+                if failed.seat.generation is self._next:
+                    self._abandon_next()
+        self._forget(before)
+        if self._reloading:
+            # gunicorn's reload() waits for the old workers here, and does nothing else meanwhile.
+            self.murder_workers()
+            self.manage_workers()
+
+    def murder_workers(self) -> None:
+        """Kill the workers, and the listener, that have not been heard of for too long."""
+        super().murder_workers()
+        listener = self._listener
+        if self.timeout and listener is not None:
+            last_beat = max(listener.generation.table.last_beat, listener.started_at)
+            if time.monotonic() - last_beat > self.timeout:
+                self.log.critical("LISTENER TIMEOUT (pid:%s)", listener.pid)
+                os.kill(listener.pid, signal.SIGKILL)
+
+    def reload(self) -> None:
+        """SIGHUP: build a new generation beside the current one, with new configuration and code."""
+        former = self.app.cfg, self.num_workers
+        if self._next is not None:
+            self._abandon_next()
+        self._reloading = True
+        try:
+            super().reload()
+        except (SystemExit, OptionError) as error:
+            if isinstance(error, SystemExit) and self.cfg is not former[0]:
+                # gunicorn has closed the old listening sockets and can't open the new ones.
+                raise
+            self.log.error("Reload failed, the old configuration stays in force. %s", error)
+            self.app.cfg = self.cfg = former[0]
+            self._num_workers = former[1]
+        finally:
+            self._reloading = False
+
+    def setup(self, app: Any) -> None:
+        """Read the new configuration on a reload.
+
+        :raises OptionError: it can't be used; nothing has changed
+        """
+        check_workers(app.cfg)
+        options_of(app.cfg)
+        former_class = self.worker_class
+        super().setup(app)
+        if not hasattr(self.worker_class, "arbiter_class"):
+            self.log.error("The worker class can't be changed to %s by a reload; restart for that", self.worker_class)
+            self.worker_class = former_class
+
+    def stop(self, graceful: bool = True) -> None:
+        """Stop the listener first, then the workers."""
+        self._stopping = True
+        self._upgrade.close()
+        sock.close_sockets(
+            self.LISTENERS,
+            self.reexec_pid == self.master_pid == 0 and not self.systemd and not self.cfg.reuse_port,
+        )
+        self.LISTENERS = []
+        deadline = time.monotonic() + self.cfg.graceful_timeout
+        self._stop_listener(signal.SIGTERM if graceful else signal.SIGQUIT)
+        while self._former_listeners and time.monotonic() < deadline:
+            self._reap_listeners()
+            time.sleep(0.01)
+        for pid in self._former_listeners:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        super().stop(graceful)
+        self._reap_listeners()
+
+    def handle_usr1(self) -> None:
+        """SIGUSR1: reopen the logs, the listener's too."""
+        super().handle_usr1()
+        if self._listener is not None:
+            os.kill(self._listener.pid, signal.SIGUSR1)
+
+    def reexec(self) -> None:
+        """SIGUSR2: start a new arbiter, and agree with it over who accepts."""
+        if self.reexec_pid != 0 or self.master_pid != 0:
+            super().reexec()
+            return
+        with self._upgrade.offer(self.cfg.env_orig), original_fork():
+            super().reexec()
+
+    # --- steps
+
+    def _building(self) -> Iterator[Generation]:
+        yield self._current
+        if self._next is not None:
+            yield self._next
+
+    def _wanted(self, generation: Generation) -> int:
+        """How many slots of the current or next generation should have a worker."""
+        return self.num_workers if self._next is None else generation.ring_size
+
+    def _note_ready_workers(self) -> None:
+        for worker in self.WORKERS.values():
+            seat = worker.seat
+            if not worker.held_slot and seat.generation.table.last_holder(seat.slot) == worker.pid:
+                worker.held_slot = True
+                self._has_served = True
+                self._failures.pop(worker.seat.slot, None)
+                self.log.info("Worker ready (slot:%s, pid:%s)", worker.seat.slot, worker.pid)
+
+    def _occupied(self, generation: Generation) -> set[int]:
+        """The slots that a worker serves, or is about to."""
+        return {
+            worker.seat.slot
+            for worker in self.WORKERS.values()
+            if worker.seat.generation is generation
+            and not worker.told_to_stop
+            and (not worker.held_slot or generation.table.holder(worker.seat.slot) == worker.pid)
+        }
+
+    def _fill(self, generation: Generation) -> None:
+        occupied = self._occupied(generation)
+        now = time.monotonic()
+        for slot in range(self._wanted(generation)):
+            if slot not in occupied and now >= self._retry_at.get(slot, 0.0):
+                self._spawn(generation, slot)
+
+    def _change_over(self) -> None:
+        """When all of the next generation's slots are filled, let the listener feed it."""
+        upcoming = self._next
+        if upcoming is None or not upcoming.is_filled(upcoming.ring_size):
+            return
+        self._old.append(self._current)
+        self._current, self._next = upcoming, None
+        self._stop_listener(signal.SIGTERM)
+
+    def _resize(self) -> None:
+        """SIGTTIN and SIGTTOU: the ring grows when the new slots are filled, and shrinks before they are emptied."""
+        current = self._current
+        if self._next is not None or self.num_workers == current.ring_size:
+            return
+        if self.num_workers == 0:
+            # SIGWINCH: this arbiter rests.
+            self._stop_listener(signal.SIGTERM)
+            return
+        if self.num_workers > current.capacity:
+            self.log.error(
+                "workers=%s: expected at most %s, the number of partitions", self.num_workers, current.capacity
+            )
+            self.num_workers = current.capacity
+        current.grow(self.num_workers)
+        if current.is_filled(self.num_workers):
+            current.ring_size = self.num_workers
+            self._stop_listener(signal.SIGTERM)
+
+    def _run_dry(self) -> None:
+        """Tell the workers that are too many to stop, once no listener feeds them."""
+        fed = {id(listener.generation) for listener in self._former_listeners.values()}
+        for generation in [*self._old, self._current]:
+            if id(generation) in fed:
+                continue
+            keep = max(self._wanted(generation), generation.ring_size) if generation is self._current else 0
+            members = [w for w in self.WORKERS.values() if w.seat.generation is generation]
+            for worker in members:
+                if worker.seat.slot >= keep and not worker.told_to_stop:
+                    worker.told_to_stop = True
+                    self.kill_worker(worker.pid, signal.SIGTERM)
+            served = {worker.seat.slot for worker in members}
+            if generation is self._current:
+                for slot in range(keep, len(generation.channels)):
+                    if slot not in served:
+                        self._pour(generation, slot)
+            elif not members:
+                for slot in range(len(generation.channels)):
+                    self._pour(generation, slot)
+                self._old.remove(generation)
+                generation.close()
+
+    def _pour(self, generation: Generation, slot: int) -> None:
+        """Give the connections left in a channel that nobody will read to the current ring."""
+        current = self._current
+        ring = Ring(current.ring_size, self.options.partitions, self.options.seed)
+        masks = Masks(self.options.ipv4_prefix, self.options.ipv6_prefix)
+
+        def route(frame: Frame) -> int:
+            return ring.slot(masks.key(frame.address[0] if frame.address else peer_host(frame.descriptor)))
+
+        lost = pour(generation.channels[slot], current.channels, route)
+        if lost:
+            self.log.error("%s connections of slot %s found no room elsewhere and were closed", lost, slot)
+
+    def _tell_metrics(self) -> None:
+        """gunicorn's own gauges, under gunicorn's names."""
+        count = len(self.WORKERS)
+        if self._last_logged_active_worker_count != count:
+            self._last_logged_active_worker_count = count
+            extra = {"metric": "gunicorn.workers", "value": count, "mtype": "gauge"}
+            self.log.debug("%s workers", count, extra=extra)
+        if self.cfg.enable_backlog_metric:
+            backlog = sum(listening.get_backlog() or 0 for listening in self.LISTENERS)
+            if backlog >= 0:
+                extra = {"metric": "gunicorn.backlog", "value": backlog, "mtype": "histogram"}
+                self.log.debug("socket backlog: %s", backlog, extra=extra)
+
+    # --- workers
+
+    def spawn_worker(self) -> None:
+        """gunicorn's reload() wants one more worker: the first call starts a new generation."""
+        if self._next is None:
+            self.options = options_of(self.cfg)
+            self._retry_at.clear()
+            self._next = self._new_generation()
+
+    def _spawn(self, generation: Generation, slot: int) -> None:
+        self.worker_age += 1
+        seat = Seat(slot, generation, self._doorbell_push)
+        worker: Worker = self.worker_class(
+            self.worker_age, self.pid, self.LISTENERS, self.app, self.timeout / 2.0, self.cfg, self.log, seat=seat
+        )
+        worker.options = self.options
+        self.cfg.pre_fork(self, worker)
+        with signals_blocked():
+            pid = _fork()
+            if pid == 0:
+                self._be_worker(worker)
+        worker.pid = pid
+        self.WORKERS[pid] = worker
+        self._stats["workers_spawned"] += 1
+
+    def _be_worker(self, worker: Worker) -> NoReturn:
+        """The child's side of the fork."""
+        worker.pid = os.getpid()
+        for sibling in self.WORKERS.values():
+            sibling.tmp.close()
+        self._close_in_child()
+        self._close_generations(keep=worker.seat.generation)
+        worker.seat.close_others()
+        self.run_worker(worker)
+
+    def run_worker(self, worker: Worker) -> NoReturn:
+        """Boot, serve, and end; ``listen()`` does it later, from another place."""
+        try:
+            util._setproctitle(f"worker [{self.proc_name}]")
+            self.log.info("Booting worker with pid: %s", worker.pid)
+            self.cfg.post_fork(self, worker)
+            worker.init_process()
+            sys.exit(0)
+        except SystemExit:
+            raise
+        except Exception as error:
+            if not worker.booted:
+                self._report_boot_failure(worker, error)
+                sys.exit(self.APP_LOAD_ERROR if isinstance(error, AppImportError) else self.WORKER_BOOT_ERROR)
+            self.log.exception("Exception in worker process")
+            sys.exit(1)
+        finally:
+            self._end_worker(worker)
+
+    def _end_worker(self, worker: Worker) -> None:
+        """What is left to do in a worker that ends."""
+        self.log.info("Worker exiting (pid: %s)", worker.pid)
+        try:
+            worker.tmp.close()
+            self.cfg.worker_exit(self, worker)
+        except Exception:
+            self.log.warning("Exception during worker exit:\n%s", traceback.format_exc())
+
+    def _report_boot_failure(self, worker: Worker, error: Exception) -> None:
+        """Say in one line why the app can't be loaded, with a traceback if it is the app's own code that failed.
+
+        All workers fail alike when the app is broken: only the first says so.
+        """
+        if not worker.seat.generation.table.claim_boot_report():
+            return
+        frames = traceback.extract_tb(error.__traceback__)
+        own = [frame for frame in frames if not is_machinery(frame.filename)]
+        line = f"Can't load the app: {type(error).__name__}: {error}"
+        if own and not isinstance(error, AppImportError):
+            self.log.error("%s", line, exc_info=True)
+        else:
+            self.log.error("%s", line)
+
+    def _forget(self, before: dict[int, Worker]) -> None:
+        """Note the workers that are gone."""
+        for pid, worker in before.items():
+            if pid in self.WORKERS or worker.forgotten:
+                continue
+            worker.forgotten = True
+            seat = worker.seat
+            seat.generation.table.vacate(seat.slot, pid)
+            if not worker.held_slot and not worker.told_to_stop and self._has_served:
+                failures = self._failures.get(seat.slot, 0)
+                self._failures[seat.slot] = failures + 1
+                self._retry_at[seat.slot] = time.monotonic() + RETRY_SECONDS[min(failures, len(RETRY_SECONDS) - 1)]
+
+    def _abandon_next(self) -> None:
+        """Give up the generation being built; the current one goes on."""
+        assert self._next is not None
+        self._old.append(self._next)
+        self._next = None
+        self._num_workers = self._current.ring_size
+
+    # --- the listener
+
+    def _watch_listener(self) -> None:
+        """Have a listener that feeds the current generation, unless this arbiter rests."""
+        may_accept = self._upgrade.may_accept(self._has_served and self._current.is_filled(self._current.ring_size))
+        if self._listener is not None:
+            if not may_accept:
+                self._stop_listener(signal.SIGTERM)
+            return
+        if self.num_workers > 0 and may_accept and time.monotonic() >= self._listener_holds_until:
+            self._spawn_listener()
+
+    def _spawn_listener(self) -> None:
+        generation = self._current
+        started_at = time.monotonic()
+        with signals_blocked():
+            pid = _fork()
+            if pid == 0:
+                self._be_listener()
+        self._listener = ListenerProcess(pid, generation, started_at)
+
+    def _be_listener(self) -> NoReturn:
+        """The child's side of the fork."""
+        status = 1
+        try:
+            for worker in self.WORKERS.values():
+                worker.tmp.close()
+            self._close_generations(keep=self._current)
+            util._setproctitle(f"listener [{self.proc_name}]")
+            lifeline = os.dup(self._lifeline)
+            self._close_in_child()
+            os.close(self._doorbell_push)
+            util.set_owner_process(self.cfg.uid, self.cfg.gid, initgroups=self.cfg.initgroups)
+            Listener(
+                self.LISTENERS,
+                self._current,
+                self.options,
+                lifeline=lifeline,
+                secure=bool(self.cfg.is_ssl),
+                log=self.log,
+            ).run()
+            status = 0
+        except BaseException:
+            self.log.exception("The listener failed")
+        finally:
+            # Nothing of the arbiter's or a preloaded app's may run at exit in here.
+            with contextlib.suppress(Exception):
+                sys.stdout.flush()
+                sys.stderr.flush()
+            os._exit(status)
+
+    def _stop_listener(self, number: signal.Signals) -> None:
+        """Tell the listener to finish; another one may be started at once."""
+        listener = self._listener
+        if listener is None:
+            return
+        self._listener = None
+        listener.stopping = True
+        self._former_listeners[listener.pid] = listener
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(listener.pid, number)
+
+    def _reap_listeners(self) -> None:
+        """Reap by process id, before gunicorn's waitpid(-1) takes the exit status."""
+        if self._listener is not None:
+            status = reap(self._listener.pid)
+            if status is not None:
+                self.log.error("The listener (pid:%s) ended %s", self._listener.pid, describe(status))
+                if time.monotonic() - self._listener.started_at < LISTENER_MIN_SECONDS:
+                    self._listener_holds_until = time.monotonic() + LISTENER_MIN_SECONDS
+                self._listener = None
+        for pid in list(self._former_listeners):
+            if reap(pid) is not None:
+                del self._former_listeners[pid]
+
+    def _close_generations(self, keep: Generation) -> None:
+        for generation in [*self._old, *self._building()]:
+            if generation is not keep:
+                generation.close()
+
+    def _close_in_child(self) -> None:
+        os.close(self._doorbell)
+        os.close(self._lifeline)
+        os.close(self._lifeline_end)
+        self._upgrade.close()
+
+
+def reap(pid: int) -> int | None:
+    """The wait status of a child that has ended; None while it runs, 0 if somebody else has reaped it."""
+    try:
+        found, status = os.waitpid(pid, os.WNOHANG)
+    except ChildProcessError:
+        return 0
+    return status if found else None
+
+
+def describe(status: int) -> str:
+    """A wait status in words."""
+    if os.WIFSIGNALED(status):
+        return f"by {signal.Signals(os.WTERMSIG(status)).name}"
+    return f"with status {os.waitstatus_to_exitcode(status)}"
+
+
+def is_closed(worker: Worker) -> bool:
+    """Whether the arbiter has finished with a worker that ended."""
+    try:
+        worker.tmp.fileno()
+    except ValueError:
+        return True
+    return False
+
+
+def is_machinery(filename: str) -> bool:
+    """Whether a traceback's frame is gunicorn's, ours or the import system's, so not the app's."""
+    return "importlib" in filename or any(
+        filename.startswith(os.path.dirname(module.__file__) + os.sep)
+        for module in (sys.modules["gunicorn"], sys.modules["sticky_session"])
+        if module.__file__
+    )
+
+
+@contextlib.contextmanager
+def signals_blocked() -> Iterator[None]:
+    """Keep a child from losing a signal between the fork and its own handlers."""
+    former = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGQUIT, signal.SIGUSR1, signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, former)
+
+
+@contextlib.contextmanager
+def original_fork() -> Iterator[None]:
+    """Give gunicorn's own code the fork that gevent has not replaced."""
+    patched = os.fork
+    os.fork = _fork
+    try:
+        yield
+    finally:
+        os.fork = patched

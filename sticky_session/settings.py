@@ -1,0 +1,77 @@
+"""Our options as gunicorn settings, for the doors that are ours: ``serve`` and ``listen()``.
+
+Under the plain ``gunicorn`` command the settings do not exist, and the options come from the environment.
+"""
+
+from __future__ import annotations
+
+import os
+from argparse import ArgumentParser
+from typing import Any
+
+from gunicorn.config import Config, Setting
+
+from sticky_session.config import OPTIONS, Option, Options
+from sticky_session.ring import Ring
+
+SECTION = "sticky-session"
+
+
+def _make_setting(option: Option, order: int) -> Any:
+    """A gunicorn setting for an option of ours.
+
+    An instance, not a subclass: gunicorn would add every subclass to all configurations in this process.
+    """
+    setting = Setting()
+    setting.name = option.setting
+    setting.section = SECTION
+    setting.order = order
+    setting.cli = [option.flag]
+    setting.meta = option.type.__name__.upper()
+    setting.validator = lambda value: option.parse(value, option.flag)
+    setting.default = option.default
+    setting.short = setting.desc = f"{option.help} ({option.unit}; {option.environment})"
+    return setting
+
+
+class StickyConfig(Config):  # type: ignore[misc]
+    """gunicorn's configuration with our options in it.
+
+    Precedence, lowest first: defaults, ``STICKY_SESSION_*`` variables, configuration file,
+    ``GUNICORN_CMD_ARGS``, flags.
+    """
+
+    def __init__(self, usage: str | None = None, prog: str | None = None) -> None:
+        super().__init__(usage, prog=prog)
+        environment = Options.from_environment(os.environ)
+        for order, option in enumerate(OPTIONS):
+            self.settings[option.setting] = _make_setting(option, order)
+            self.set(option.setting, getattr(environment, option.name))
+
+    def parser(self) -> ArgumentParser:
+        """gunicorn's parser, with our options in a group of their own."""
+        ours = {option.setting: self.settings.pop(option.setting) for option in OPTIONS}
+        parser: ArgumentParser = super().parser()
+        self.settings.update(ours)
+        group = parser.add_argument_group(SECTION)
+        for setting in ours.values():
+            setting.add_option(group)
+        return parser
+
+
+def options_of(cfg: Any) -> Options:
+    """The values of our options under a gunicorn configuration.
+
+    :raises OptionError: one of them can't be used
+    """
+    if isinstance(cfg, StickyConfig):
+        return Options.collect(lambda option: (getattr(cfg, option.setting), option.setting))
+    return Options.from_environment(os.environ)
+
+
+def check_workers(cfg: Any) -> None:
+    """Check that a ring can be made for the number of workers.
+
+    :raises OptionError: it can't
+    """
+    Ring(cfg.workers, options_of(cfg).partitions)
