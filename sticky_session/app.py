@@ -1,0 +1,83 @@
+"""The gunicorn applications behind ``sticky-session serve`` and ``listen()``."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import sys
+from typing import Any
+
+from gunicorn.app.base import BaseApplication
+from gunicorn.app.wsgiapp import WSGIApplication
+
+from sticky_session.settings import StickyConfig
+
+
+def default_workers() -> int:
+    """One worker for each processor that this process may use; gunicorn's WEB_CONCURRENCY is stronger."""
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:
+        return multiprocessing.cpu_count()
+
+
+def set_defaults(cfg: Any, worker_class: str | type) -> None:
+    """What our own doors take for granted where gunicorn's default is another; every setting can still be set."""
+    cfg.set("worker_class", worker_class)
+    if "WEB_CONCURRENCY" not in os.environ:
+        cfg.set("workers", default_workers())
+
+
+class ServeApplication(WSGIApplication):  # type: ignore[misc]
+    """gunicorn's own command with our options and defaults.
+
+    :ivar command: what SIGUSR2 runs
+    """
+
+    def __init__(self, usage: str, prog: str) -> None:
+        self.command = [sys.executable, "-m", "sticky_session", "serve", *sys.argv[1:]]
+        super().__init__(usage, prog=prog)
+
+    def load_default_config(self) -> None:
+        """Make the configuration that flags, environment and files are then read into."""
+        self.cfg = StickyConfig(self.usage, prog=self.prog)
+        set_defaults(self.cfg, "sticky_session.Worker")
+
+
+class ScriptApplication(BaseApplication):  # type: ignore[misc]
+    """An app object with its settings, from a call of ``listen()``.
+
+    :raises OptionError: a setting of ours can't be used
+    :raises TypeError: there is no such setting, or its value can't be used
+    """
+
+    def __init__(self, app: Any, worker_class: type, settings: dict[str, Any]) -> None:
+        self._app = app
+        self._worker_class = worker_class
+        self._settings = settings
+        super().__init__()
+
+    def do_load_config(self) -> None:
+        """Errors are the caller's to handle; gunicorn would end the process."""
+        self.load_default_config()
+        self.load_config()
+        self.cfg.validate()
+
+    def load_default_config(self) -> None:
+        """Make the configuration that the settings go into."""
+        self.cfg = StickyConfig(self.usage, prog=self.prog)
+        set_defaults(self.cfg, self._worker_class)
+
+    def load_config(self) -> None:
+        """Set what the caller gave."""
+        for name, value in self._settings.items():
+            if name not in self.cfg.settings:
+                raise TypeError(f"listen(): there is no setting {name!r}; expected gunicorn's or ours (sticky_...)")
+            try:
+                self.cfg.set(name, value)
+            except (ValueError, TypeError) as error:
+                raise TypeError(f"listen(): {name}={value!r}: {error}") from error
+
+    def load(self) -> Any:
+        """The app, which the caller made."""
+        return self._app
