@@ -57,6 +57,11 @@ class ScriptApplication(BaseApplication):  # type: ignore[misc]
         self._settings = settings
         super().__init__()
 
+    def listen_on(self, descriptor: int) -> None:
+        """Use a socket that is bound already, also after a reload."""
+        self._settings["bind"] = f"fd://{descriptor}"
+        self.cfg.set("bind", self._settings["bind"])
+
     def do_load_config(self) -> None:
         """Errors are the caller's to handle; gunicorn would end the process."""
         self.load_default_config()

@@ -16,32 +16,21 @@ from __future__ import annotations
 import contextlib
 import enum
 import errno
-import os
-import ssl
 import time
 from collections.abc import Callable
 from datetime import timedelta
-from ipaddress import ip_address
-from socket import AF_UNIX, SHUT_RD, SHUT_RDWR, SHUT_WR
+from socket import SHUT_RD, SHUT_RDWR, SHUT_WR
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote_to_bytes
 
 import gevent
 from gevent import pywsgi
-from gevent.pool import Pool
-from gevent.socket import SOCK_STREAM
-from gevent.socket import socket as GeventSocket
-from gunicorn import SERVER_SOFTWARE
-from gunicorn.glogging import Logger
-from gunicorn.http.wsgi import base_environ
-from gunicorn.sock import ssl_context
 
-from sticky_session import handoff
-from sticky_session.request import BadRequest, Head, Limits, error_response, parse
+from sticky_session.request import BadRequest, Head, error_response, parse
 from sticky_session.websocket import SERVICE_RESTART, HandshakeError, WebSocket, accept_key
 
 if TYPE_CHECKING:
-    from sticky_session.worker import Worker
+    from sticky_session.server import Server
 
 # A request body that the app leaves unread is read and thrown away up to this, to keep the connection.
 MAX_DISCARD_BYTES = 64 * 1024
@@ -51,7 +40,8 @@ LINGER_SECONDS = 2.0
 JOIN_BYTES = 64 * 1024
 
 _GONE = frozenset({errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN, errno.EBADF, errno.ETIMEDOUT})
-_FOREVER = float("inf")
+# The deadline of a connection that has none.
+FOREVER = float("inf")
 
 
 class Phase(enum.Enum):
@@ -113,6 +103,7 @@ class Handler(pywsgi.WSGIHandler):  # type: ignore[misc]
         self.phase = Phase.IDLE
         self.deadline = time.monotonic() + server.head_seconds
         self.websocket: WebSocket | None = None
+        self._routing = server.routing()
         self._unread = False
         self._content_length: int | None = None
         # How much of the promised body is still to come; None if nothing was promised.
@@ -190,7 +181,7 @@ class Handler(pywsgi.WSGIHandler):  # type: ignore[misc]
                 return False
             head = parse(text, self.server.limits, self.server.underscores)
             self.phase = Phase.BUSY
-            self.deadline = _FOREVER
+            self.deadline = FOREVER
             self.head = head
             self.environ = self.get_environ()
         except BadRequest as error:
@@ -339,6 +330,9 @@ class Handler(pywsgi.WSGIHandler):  # type: ignore[misc]
         """Whether the connection can't be used after this response."""
         head = self.head
         if self.close_connection or not self.server.worker.alive:
+            return True
+        if self._routing != self.server.routing():
+            # The client may belong to another worker now: its next connection finds out.
             return True
         if self._left is None and not self.response_use_chunked:
             # Only the end of the connection tells the client where the body ends.
@@ -521,212 +515,3 @@ class Handler(pywsgi.WSGIHandler):  # type: ignore[misc]
 
 def _ignore(_: bytes) -> None:
     """What start_response gives after a WebSocket upgrade."""
-
-
-class Server(pywsgi.WSGIServer):  # type: ignore[misc]
-    """Takes connections from the worker's channel, and gives each a greenlet.
-
-    Reading stops while ``worker_connections`` are open, so that the channel fills and the listener answers 503.
-    """
-
-    def __init__(self, worker: Worker) -> None:
-        cfg = worker.cfg
-        self.worker = worker
-        self.secure = bool(cfg.is_ssl)
-        self._context = ssl_context(cfg) if self.secure else None
-        self.handlers: set[Handler] = set()
-        self.draining = False
-        self.head_seconds = worker.options.head_seconds
-        self.keepalive_seconds = cfg.keepalive
-        self.limits = Limits(cfg.limit_request_line, cfg.limit_request_fields or 32768, cfg.limit_request_field_size)
-        self.underscores = cfg.header_map
-        self.pre_request = custom_hook(cfg, "pre_request")
-        self.post_request = custom_hook(cfg, "post_request")
-        self.wants_access_log = worker.log.access_log_enabled or type(worker.log).access is not Logger.access
-        self._trust = Trust(cfg)
-        self._date = (0, b"")
-        self._script_name = os.environ.get("SCRIPT_NAME", "")
-        self._receiver = handoff.Receiver(worker.seat.channel)
-        self._binds = worker.seat.generation.binds
-        pool = Pool(worker.connection_limit())
-        channel = GeventSocket(fileno=os.dup(worker.seat.channel.fileno()))
-        environ = base_environ(cfg)
-        super().__init__(channel, application=worker.wsgi, spawn=pool, log=None, error_log=None, environ=environ)
-        self._bases = [self._base_environ(address) for _, address in self._binds]
-        # pywsgi takes one at a time where several processes share a listening socket; nobody shares ours.
-        self.max_accept = 64
-        self._sweeper = gevent.spawn(self._sweep)
-
-    def _base_environ(self, address: Any) -> dict[str, Any]:
-        base = {
-            **base_environ(self.worker.cfg),
-            "GATEWAY_INTERFACE": "CGI/1.1",
-            "SERVER_SOFTWARE": SERVER_SOFTWARE,
-            "SCRIPT_NAME": self._script_name,
-            "wsgi.multithread": True,
-            "wsgi.url_scheme": "https" if self.secure else "http",
-            "sticky_session.slot": self.worker.seat.slot,
-        }
-        if isinstance(address, tuple):
-            base["SERVER_NAME"] = address[0]
-            base["SERVER_PORT"] = str(address[1])
-        return base
-
-    def complete_environ(self, env: dict[str, Any], peer: Any) -> None:
-        """Add what depends on the client's headers: scheme, server name of a Unix socket, script name.
-
-        :raises BadRequest: contradictory scheme headers, or a path outside SCRIPT_NAME
-        """
-        if self._trust.trusts(peer):
-            scheme = self._trust.scheme(env)
-            if scheme is not None:
-                env["wsgi.url_scheme"] = scheme
-        if "SERVER_NAME" not in env:
-            host, _, port = env.get("HTTP_HOST", "").partition(":")
-            env["SERVER_NAME"] = host
-            env["SERVER_PORT"] = port or ("443" if env["wsgi.url_scheme"] == "https" else "80")
-        if self._script_name:
-            if not env["PATH_INFO"].startswith(self._script_name):
-                raise BadRequest(400, f"path {env['PATH_INFO']!r} outside SCRIPT_NAME {self._script_name!r}")
-            env["PATH_INFO"] = env["PATH_INFO"][len(self._script_name) :]
-
-    def message_bytes(self) -> int:
-        """The largest WebSocket message taken."""
-        return self.worker.message_bytes()
-
-    def date(self) -> bytes:
-        """The Date header's value, made once a second."""
-        now = int(time.time())
-        if self._date[0] != now:
-            self._date = (now, pywsgi.format_date_time(now))
-        return self._date[1]
-
-    def log_invalid(self, peer: Any, error: BadRequest) -> None:
-        """A line in the error log about a client's mistake, as gunicorn writes it."""
-        host = peer[0] if isinstance(peer, tuple) else ""
-        self.worker.log.warning("Invalid request from ip=%s: %s", host, error)
-
-    # --- connections
-
-    def do_read(self) -> tuple[Any, Any, int] | None:
-        """Take the next connection from the channel."""
-        try:
-            frame = self._receiver.receive()
-        except BlockingIOError:
-            if self.draining:
-                self.close()
-            return None
-        if frame is None:
-            self.worker.log.error("A connection was lost: no descriptors left in this worker; raise ulimit -n")
-            return None
-        family, _ = self._binds[frame.bind]
-        sock = GeventSocket(family, SOCK_STREAM, 0, fileno=frame.descriptor)
-        try:
-            peer = frame.address or sock._sock.getpeername()
-        except OSError:
-            # The client has gone already.
-            sock.close()
-            return None
-        return sock, "" if family == AF_UNIX else peer, frame.bind
-
-    def handle(self, sock: Any, peer: Any, bind: int) -> None:
-        """Serve a connection, in a greenlet of its own."""
-        if self._context is not None:
-            try:
-                with gevent.Timeout(self.head_seconds):
-                    sock = self._wrap(sock)
-            except (OSError, gevent.Timeout) as error:
-                self.worker.log.debug("TLS handshake with %s failed: %s", peer, error)
-                return
-        Handler(sock, peer, self, self._bases[bind]).handle()
-
-    def _wrap(self, sock: Any) -> ssl.SSLSocket:
-        assert self._context is not None
-        cfg = self.worker.cfg
-        wrapped: ssl.SSLSocket = self._context.wrap_socket(
-            sock,
-            server_side=True,
-            suppress_ragged_eofs=cfg.suppress_ragged_eofs,
-            do_handshake_on_connect=True,
-        )
-        return wrapped
-
-    def _sweep(self) -> None:
-        """End the connections that are past their deadline."""
-        shortest = min(self.head_seconds, self.keepalive_seconds or self.head_seconds)
-        while True:
-            gevent.sleep(min(1.0, shortest / 4))
-            now = time.monotonic()
-            for handler in [handler for handler in self.handlers if handler.deadline < now]:
-                handler.deadline = _FOREVER
-                handler.expire()
-
-    def retire(self, *, drain: bool) -> None:
-        """Take no more connections, and end what clients can begin again elsewhere.
-
-        :param drain: whether to take first what is in the channel
-        """
-        self.draining = True
-        if not drain:
-            self.close()
-        elif not self.closed and not self.full():
-            self._do_read()
-        for handler in list(self.handlers):
-            handler.retire()
-
-    def close(self) -> None:
-        """Take no more connections."""
-        super().close()
-        self.draining = True
-
-
-class Trust:
-    """Whose forwarding headers count, and what they say of the scheme.
-
-    gunicorn's ``forwarded_allow_ips`` and ``secure_scheme_headers``.
-    """
-
-    def __init__(self, cfg: Any) -> None:
-        self._everybody = "*" in cfg.forwarded_allow_ips
-        self._networks = cfg.forwarded_allow_networks()
-        self._known: dict[str, bool] = {}
-        self._schemes = [
-            ("HTTP_" + name.upper().replace("-", "_"), value) for name, value in cfg.secure_scheme_headers.items()
-        ]
-
-    def trusts(self, peer: Any) -> bool:
-        """Whether a peer's headers count; a Unix socket's always do, as in gunicorn."""
-        if self._everybody or not isinstance(peer, tuple):
-            return True
-        host = peer[0]
-        known = self._known.get(host)
-        if known is None:
-            known = self._known_after_lookup(host)
-        return known
-
-    def _known_after_lookup(self, host: str) -> bool:
-        address = ip_address(host.partition("%")[0])
-        known = any(address in network for network in self._networks)
-        if len(self._known) > 4096:
-            self._known.clear()
-        self._known[host] = known
-        return known
-
-    def scheme(self, env: dict[str, Any]) -> str | None:
-        """The scheme that the headers tell; None if they tell nothing.
-
-        :raises BadRequest: they contradict each other
-        """
-        said = {env[key] == secure for key, secure in self._schemes if key in env}
-        if len(said) > 1:
-            raise BadRequest(400, "contradictory scheme headers")
-        if not said:
-            return None
-        return "https" if said.pop() else "http"
-
-
-def custom_hook(cfg: Any, name: str) -> Any:
-    """A server hook if the user has set one; None for gunicorn's own, which only logs at debug level."""
-    setting = cfg.settings[name]
-    hook = setting.get()
-    return None if hook is type(setting).default or hook is setting.default else hook

@@ -35,7 +35,15 @@ from sticky_session.settings import check_workers
 from sticky_session.system import check_platform
 from sticky_session.worker import Worker, current_worker
 
-_PASSED_ON = ("TERM", "INT", "QUIT", "HUP", "TTIN", "TTOU", "USR1")
+_PASSED_ON = (
+    signal.SIGTERM,
+    signal.SIGINT,
+    signal.SIGQUIT,
+    signal.SIGHUP,
+    signal.SIGTTIN,
+    signal.SIGTTOU,
+    signal.SIGUSR1,
+)
 
 # What this process is after listen(), None before.
 _role: _Master | _ScriptWorker | None = None
@@ -113,8 +121,7 @@ class _Master:
 
     def __init__(self, arbiter_pid: int) -> None:
         self.arbiter_pid = arbiter_pid
-        for name in _PASSED_ON:
-            signal.signal(getattr(signal, f"SIG{name}"), self._pass_on)
+        self._former_handlers = {number: signal.signal(number, self._pass_on) for number in _PASSED_ON}
 
     def _pass_on(self, number: int, _: object) -> None:
         with contextlib.suppress(ProcessLookupError):
@@ -128,6 +135,8 @@ class _Master:
         # Where gevent has patched it, this lets the script's greenlets run.
         select.select([pidfd], [], [])
         os.close(pidfd)
+        for number, handler in self._former_handlers.items():
+            signal.signal(number, handler)
         _, status = os.waitpid(self.arbiter_pid, 0)
         self.arbiter_pid = 0
         code = os.waitstatus_to_exitcode(status)
@@ -305,8 +314,8 @@ def _fork_arbiter(application: ScriptApplication, listening: socket.socket) -> i
 
 def _run_arbiter(application: ScriptApplication, script_pid: int, listening: socket.socket, report: int) -> NoReturn:
     """The arbiter's process, and that of every worker until it departs."""
+    application.listen_on(listening.detach())
     cfg = application.cfg
-    cfg.set("bind", f"fd://{listening.detach()}")
     when_ready = cfg.when_ready
 
     def tell(arbiter: Arbiter) -> None:

@@ -139,6 +139,7 @@ class Listener:
         for descriptor in self._listening:
             self._poll.register(descriptor, _EPOLLIN)
         self._look_at_slots(time.monotonic())
+        self._table.set_ring(self._ring.workers)
         self._table.beat()
         self._log.info("Listener ready (pid:%s)", os.getpid())
         next_tick = next_beat = 0.0
@@ -326,6 +327,7 @@ class Listener:
         for slot in sorted(self._failed - failed):
             self._log.info("Slot %s is back", slot)
         self._failed = failed
+        table.note_failover()
         if len(failed) < self._ring.workers:
             for slot in sorted(failed):
                 self._move(slot)

@@ -20,7 +20,7 @@ from typing import Any
 from sticky_session import handoff
 
 _CELLS_A_SLOT = 3
-_HEADER_CELLS = 2
+_HEADER_CELLS = 4
 
 
 class Channel:
@@ -88,6 +88,19 @@ class Table:
     def last_beat(self) -> float:
         """When the listener last said that it is alive."""
         return self._times[0]
+
+    def set_ring(self, workers: int) -> None:
+        """Listener: connections are routed by a ring of this size from now on."""
+        self._numbers[2] = workers
+
+    def note_failover(self) -> None:
+        """Listener: another set of slots is without a worker from now on."""
+        self._numbers[3] += 1
+
+    @property
+    def routing(self) -> tuple[int, int]:
+        """What changes whenever keys move; a kept-alive connection from before may be in the wrong place."""
+        return self._numbers[2], self._numbers[3]
 
     def claim_boot_report(self) -> bool:
         """Whether the caller is the first worker that reports why it could not boot."""

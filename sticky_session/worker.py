@@ -17,7 +17,7 @@ from gunicorn.workers.ggevent import GeventWorker
 from sticky_session.arbiter import StickyArbiter
 from sticky_session.config import Options
 from sticky_session.errors import PlatformError
-from sticky_session.handler import Server
+from sticky_session.server import Server
 from sticky_session.slots import Seat
 
 # Descriptors that the app, logs and the hub need beside the connections'.
