@@ -1,0 +1,75 @@
+# make serve   the example chat on all cores
+# make test    everything: style, docs, all tests
+# make style   lint, format, types
+# make docs    the documentation, docs/_build/html
+# make bench   the speed of sticky-session beside its peers; bench-quick takes two minutes
+# make clean   remove what the others made
+#
+# What is missing is installed: Python packages into .venv, npm packages beside their package.json, Debian packages
+# with apt-get. What can't be installed is an error.
+
+PYTHON ?= python3
+SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
+BIN := .venv/bin
+
+# $(call need,COMMAND,DEBIAN PACKAGES): have the command, or install the packages that bring it.
+need = command -v $(1) >/dev/null || { $(apt-get) $(2) && command -v $(1) >/dev/null; }
+apt-get = $(SUDO) apt-get update -qq && DEBIAN_FRONTEND=noninteractive $(SUDO) apt-get install -qq -y --no-install-recommends
+
+.PHONY: serve test style docs bench bench-quick clean
+.DELETE_ON_ERROR:
+
+serve: .venv/example.stamp examples/chat/node_modules/.stamp
+	$(BIN)/sticky-session serve --chdir examples/chat app:app
+
+test: style docs .venv/test.stamp .venv/tools.stamp tests/clients/node_modules/.stamp
+	$(BIN)/python -m pytest
+
+style: .venv/style.stamp .venv/test.stamp
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+docs: .venv/docs.stamp
+	$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build/html
+
+bench: .venv/test.stamp
+	$(BIN)/python benchmarks/run.py
+
+bench-quick: .venv/test.stamp
+	$(BIN)/python benchmarks/run.py --quick
+
+clean:
+	rm -rf .venv docs/_build build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	rm -rf tests/clients/node_modules examples/chat/node_modules benchmarks/peers/node_modules benchmarks/build
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# On Debian ensurepip, which venv needs, is a package of its own.
+.venv/created.stamp:
+	rm -rf .venv
+	$(PYTHON) -c 'import ensurepip' || { $(apt-get) python3-venv; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	touch $@
+
+.venv/installed.stamp: .venv/created.stamp setup.cfg setup.py
+	$(BIN)/python -m pip install --quiet --editable .
+	touch $@
+
+.venv/test.stamp .venv/style.stamp .venv/docs.stamp: .venv/%.stamp: .venv/installed.stamp
+	$(BIN)/python -m pip install --quiet --editable '.[$*]'
+	touch $@
+
+.venv/example.stamp: .venv/installed.stamp examples/chat/requirements.txt
+	$(BIN)/python -m pip install --quiet -r examples/chat/requirements.txt
+	touch $@
+
+# The programs that tests run, beside what is a part of every Debian.
+.venv/tools.stamp: .venv/created.stamp
+	$(call need,curl,curl)
+	touch $@
+
+%/node_modules/.stamp: %/package.json %/package-lock.json %/.npmrc
+	$(call need,npm,nodejs npm)
+	cd $* && npm ci --no-progress
+	touch $@
