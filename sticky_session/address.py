@@ -20,7 +20,7 @@ def pack(address: str) -> bytes:
         if ":" not in address:
             return inet_pton(AF_INET, address)
         packed = inet_pton(AF_INET6, address.partition("%")[0])
-    except (OSError, UnicodeError):
+    except (OSError, ValueError):
         raise ValueError(f"{address!r} is no IP address; expected one like 192.0.2.1 or 2001:db8::1") from None
     return packed[12:] if packed.startswith(_MAPPED) else packed
 

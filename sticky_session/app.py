@@ -10,7 +10,8 @@ from typing import Any
 from gunicorn.app.base import BaseApplication
 from gunicorn.app.wsgiapp import WSGIApplication
 
-from sticky_session.settings import StickyConfig
+from sticky_session.errors import OptionError
+from sticky_session.settings import StickyConfig, check_settings
 
 
 def default_workers() -> int:
@@ -42,6 +43,14 @@ class ServeApplication(WSGIApplication):  # type: ignore[misc]
         """Make the configuration that flags, environment and files are then read into."""
         self.cfg = StickyConfig(self.usage, prog=self.prog)
         set_defaults(self.cfg, "sticky_session.Worker")
+
+    def load_config(self) -> None:
+        """Read flags, environment and files.
+
+        :raises OptionError: a setting can't be used; ``--check-config`` says so, too
+        """
+        super().load_config()
+        check_settings(self.cfg)
 
 
 class ScriptApplication(BaseApplication):  # type: ignore[misc]
@@ -80,6 +89,8 @@ class ScriptApplication(BaseApplication):  # type: ignore[misc]
                 raise TypeError(f"listen(): there is no setting {name!r}; expected gunicorn's or ours (sticky_...)")
             try:
                 self.cfg.set(name, value)
+            except OptionError:
+                raise
             except (ValueError, TypeError) as error:
                 raise TypeError(f"listen(): {name}={value!r}: {error}") from error
 

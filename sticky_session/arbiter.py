@@ -8,7 +8,8 @@ and takes the next step towards what there should be. Nothing else decides. What
   told to stop as soon as the last listener that feeds them is gone.
 - A worker holds its slot from the moment it has booted until it leaves or dies (:class:`slots.Table`). One that is
   booting or holds its slot keeps others from being started for it.
-- The listener is one process, replaced whole whenever its sockets, ring or channels change.
+- The listener is one process, replaced whole whenever its sockets, ring or channels change. The next one is started
+  when the former one accepts no more, so that no client is thrown to and fro between the old ring and the new.
 - Children ring the doorbell, a pipe with O_ASYNC, when something has changed: SIGIO ends the loop's wait.
 
 An old arbiter and the new one that SIGUSR2 started agree over a socket pair who accepts; see :mod:`.upgrade`.
@@ -18,7 +19,9 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import math
 import os
+import queue
 import signal
 import sys
 import time
@@ -34,10 +37,10 @@ from gunicorn.errors import AppImportError, HaltServer
 
 from sticky_session.address import Masks
 from sticky_session.errors import OptionError, StickySessionError
-from sticky_session.handoff import Frame
-from sticky_session.listener import Listener, peer_host
+from sticky_session.handoff import Frame, close
+from sticky_session.listener import BEAT_SECONDS, Listener, peer_host
 from sticky_session.ring import Ring
-from sticky_session.settings import check_workers, options_of
+from sticky_session.settings import check_settings, options_of
 from sticky_session.slots import Generation, Seat, pour
 from sticky_session.upgrade import Upgrade
 
@@ -49,8 +52,14 @@ _fork = get_original("os", "fork")
 
 # How long a slot waits for the next try after its worker failed to boot for the first, second ... time.
 RETRY_SECONDS = (0.5, 1.0, 2.0, 4.0)
+# How long processes get that a second signal has told to hurry, as in gunicorn.
+QUICK_SECONDS = 2.0
 # A listener that lived for a shorter time than this is not restarted at once.
 LISTENER_MIN_SECONDS = 1.0
+
+
+class _ReloadedError(Exception):
+    """Leaves gunicorn's reload() where it begins to wait for the old workers, deaf to everything else."""
 
 
 @dataclass
@@ -60,7 +69,7 @@ class ListenerProcess:
     pid: int
     generation: Generation
     started_at: float
-    stopping: bool = False
+    accepting: bool = True
 
 
 class StickyArbiter(Arbiter):  # type: ignore[misc]
@@ -90,7 +99,7 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
             arbiter.start_cluster()
         except StickySessionError as error:
             arbiter.log.error("%s", error)
-            sock.close_sockets(arbiter.LISTENERS, arbiter.master_pid == 0 and not arbiter.cfg.reuse_port)
+            sock.close_sockets(arbiter.LISTENERS, arbiter.owns_socket_files())
             if arbiter.pidfile is not None:
                 arbiter.pidfile.unlink()
             sys.exit(1)
@@ -100,13 +109,14 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
 
         :raises OptionError: an option or gunicorn setting can't be used
         """
-        check_workers(self.cfg)
-        self.options = options_of(self.cfg)
+        check_settings(self.cfg)
         # gunicorn would run the file of `python -m ...`, with another import path.
         self.START_CTX["args"] = getattr(self.app, "command", self.START_CTX["args"])
         if self.cfg.reuse_port and not self.LISTENERS:
-            # gunicorn leaves these to the workers, and ours have none.
-            self.LISTENERS = sock.create_sockets(self.cfg, self.log)
+            # gunicorn leaves these to the workers, and ours have none; after SIGUSR2 the old arbiter's are meant.
+            inherited = self.cfg.env_orig.get("GUNICORN_FD", "") if self.master_pid else ""
+            self.LISTENERS = sock.create_sockets(self.cfg, self.log, [int(fd) for fd in inherited.split(",") if fd])
+            self.log.info("Listening at: %s (%s)", ",".join(map(str, self.LISTENERS)), self.pid)
         self._old = []
         self._next = None
         self._listener: ListenerProcess | None = None
@@ -115,18 +125,23 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
         self._has_served = False
         self._stopping = False
         self._reloading = False
-        self._failures: dict[int, int] = {}
-        self._retry_at: dict[int, float] = {}
         self._current = self._new_generation()
 
         self._doorbell, self._doorbell_push = os.pipe()
         os.set_blocking(self._doorbell, False)
         os.set_blocking(self._doorbell_push, False)
         signal.signal(signal.SIGIO, self._rung)
+        # Where gevent is patched in, its signal() tells about its own children only.
+        get_original("signal", "signal")(signal.SIGCHLD, self.signal_chld)
         self._watch_descriptor(self._doorbell)
         # Nothing is ever written here: children see it close when the arbiter is gone, however it went.
         self._lifeline, self._lifeline_end = os.pipe()
         self._upgrade = Upgrade.from_environment(os.environ, self._watch_descriptor)
+
+    def owns_socket_files(self) -> bool:
+        """Whether the Unix sockets in the file system go when this arbiter goes."""
+        alone = self.reexec_pid == self.master_pid == 0
+        return alone and not self.systemd and not self.cfg.reuse_port
 
     def _rung(self, *_: object) -> None:
         self.wakeup()
@@ -139,7 +154,7 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
 
     def _new_generation(self) -> Generation:
         binds = [(listening.FAMILY, listening.getsockname()) for listening in self.LISTENERS]
-        return Generation(self.options.partitions, self.num_workers, binds)
+        return Generation(options_of(self.cfg), self.num_workers, binds)
 
     # --- gunicorn's loop
 
@@ -160,6 +175,8 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
 
     def reap_workers(self) -> None:
         """Reap children; a worker that can't boot ends the server only if none has ever served."""
+        if self._reloading:
+            raise _ReloadedError
         self._reap_listeners()
         before = dict(self.WORKERS)
         while True:
@@ -177,37 +194,36 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
                 self.log.error("%s The others go on serving", halt.reason)
                 if failed.seat.generation is self._next:
                     self._abandon_next()
+        # One that ended meanwhile has been taken by gunicorn's waitpid(-1).
+        self._reap_listeners()
         self._forget(before)
-        if self._reloading:
-            # gunicorn's reload() waits for the old workers here, and does nothing else meanwhile.
-            self.murder_workers()
-            self.manage_workers()
 
     def murder_workers(self) -> None:
-        """Kill the workers, and the listener, that have not been heard of for too long."""
+        """Kill the workers, and the listeners, that have not been heard of for too long."""
         super().murder_workers()
-        listener = self._listener
-        if self.timeout and listener is not None:
+        for listener in self._listeners():
             last_beat = max(listener.generation.table.last_beat, listener.started_at)
-            if time.monotonic() - last_beat > self.timeout:
+            # An idle listener may take two beats' time for one.
+            if self.timeout and time.monotonic() - last_beat > self.timeout + 2 * BEAT_SECONDS:
                 self.log.critical("LISTENER TIMEOUT (pid:%s)", listener.pid)
                 os.kill(listener.pid, signal.SIGKILL)
 
     def reload(self) -> None:
         """SIGHUP: build a new generation beside the current one, with new configuration and code."""
-        former = self.app.cfg, self.num_workers
-        if self._next is not None:
-            self._abandon_next()
+        former = self.app.cfg
         self._reloading = True
         try:
             super().reload()
+        except _ReloadedError:
+            # The rest is done step by step in the loop, where signals are handled.
+            return
         except (SystemExit, OptionError) as error:
-            if isinstance(error, SystemExit) and self.cfg is not former[0]:
+            if isinstance(error, SystemExit) and self.cfg is not former:
                 # gunicorn has closed the old listening sockets and can't open the new ones.
                 raise
-            self.log.error("Reload failed, the old configuration stays in force. %s", error)
-            self.app.cfg = self.cfg = former[0]
-            self._num_workers = former[1]
+            reason = "" if isinstance(error, SystemExit) else error
+            self.log.error("Reload failed, the old configuration stays in force. %s", reason)
+            self.app.cfg = former
         finally:
             self._reloading = False
 
@@ -216,33 +232,63 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
 
         :raises OptionError: it can't be used; nothing has changed
         """
-        check_workers(app.cfg)
+        check_settings(app.cfg)
         options_of(app.cfg)
-        former_class = self.worker_class
+        try:
+            fits = hasattr(app.cfg.worker_class, "arbiter_class")
+        except RuntimeError:
+            # gunicorn's answer to a class that can't be imported.
+            fits = False
+        if not fits:
+            raise OptionError(f"worker_class={app.cfg.worker_class_str}: a reload can't change to that; restart")
+        if self._next is not None:
+            self._abandon_next()
         super().setup(app)
-        if not hasattr(self.worker_class, "arbiter_class"):
-            self.log.error("The worker class can't be changed to %s by a reload; restart for that", self.worker_class)
-            self.worker_class = former_class
 
     def stop(self, graceful: bool = True) -> None:
         """Stop the listener first, then the workers."""
         self._stopping = True
-        self._upgrade.close()
-        sock.close_sockets(
-            self.LISTENERS,
-            self.reexec_pid == self.master_pid == 0 and not self.systemd and not self.cfg.reuse_port,
-        )
+        # The arbiter that started this one may have gone a moment ago.
+        self.maybe_promote_master()
+        sock.close_sockets(self.LISTENERS, self.owns_socket_files())
         self.LISTENERS = []
         deadline = time.monotonic() + self.cfg.graceful_timeout
         self._stop_listener(signal.SIGTERM if graceful else signal.SIGQUIT)
         while self._former_listeners and time.monotonic() < deadline:
+            if graceful and self._wants_quick_end():
+                graceful = False
+                deadline = min(deadline, time.monotonic() + QUICK_SECONDS)
+                for pid in self._former_listeners:
+                    os.kill(pid, signal.SIGQUIT)
             self._reap_listeners()
+            if not self._is_accepting():
+                # Another arbiter, if there is one, may accept from now on.
+                self._upgrade.close()
             time.sleep(0.01)
         for pid in self._former_listeners:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+            os.kill(pid, signal.SIGKILL)
+        self._upgrade.close()
+        if graceful:
+            self._spawn_for_the_rest()
+        # gunicorn takes the timeout from here, and begins to count only now.
+        self.cfg.set("graceful_timeout", max(0, math.ceil(deadline - time.monotonic())))
         super().stop(graceful)
         self._reap_listeners()
+
+    def _wants_quick_end(self) -> bool:
+        """Whether SIGINT or SIGQUIT has come during a graceful shutdown; all other signals come too late."""
+        with contextlib.suppress(queue.Empty):
+            return self.SIG_QUEUE.get_nowait() in (signal.SIGINT, signal.SIGQUIT)
+        return False
+
+    def _spawn_for_the_rest(self) -> None:
+        """Have a worker for every channel that holds connections but whose worker is gone."""
+        self.reap_workers()
+        for generation in [*self._old, self._current]:
+            occupied = self._occupied(generation)
+            for slot, channel in enumerate(generation.channels):
+                if slot not in occupied and not channel.is_empty:
+                    self._spawn(generation, slot)
 
     def handle_usr1(self) -> None:
         """SIGUSR1: reopen the logs, the listener's too."""
@@ -255,8 +301,15 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
         if self.reexec_pid != 0 or self.master_pid != 0:
             super().reexec()
             return
-        with self._upgrade.offer(self.cfg.env_orig), original_fork():
-            super().reexec()
+        try:
+            with self._upgrade.offer(self.cfg.env_orig), original_fork():
+                super().reexec()
+        except Exception:
+            if os.getpid() == self.pid:
+                raise
+            # The child, which would go on as a second arbiter of the same workers.
+            self.log.exception("The new arbiter can't be started")
+            os._exit(1)
 
     # --- steps
 
@@ -275,7 +328,7 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
             if not worker.held_slot and seat.generation.table.last_holder(seat.slot) == worker.pid:
                 worker.held_slot = True
                 self._has_served = True
-                self._failures.pop(worker.seat.slot, None)
+                seat.generation.failures.pop(seat.slot, None)
                 self.log.info("Worker ready (slot:%s, pid:%s)", worker.seat.slot, worker.pid)
 
     def _occupied(self, generation: Generation) -> set[int]:
@@ -292,7 +345,7 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
         occupied = self._occupied(generation)
         now = time.monotonic()
         for slot in range(self._wanted(generation)):
-            if slot not in occupied and now >= self._retry_at.get(slot, 0.0):
+            if slot not in occupied and now >= generation.retry_at.get(slot, 0.0):
                 self._spawn(generation, slot)
 
     def _change_over(self) -> None:
@@ -307,17 +360,17 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
     def _resize(self) -> None:
         """SIGTTIN and SIGTTOU: the ring grows when the new slots are filled, and shrinks before they are emptied."""
         current = self._current
+        if self._next is None and self.num_workers > current.capacity:
+            self.log.error(
+                "workers=%s: expected at most %s, the number of partitions", self.num_workers, current.capacity
+            )
+            self.num_workers = current.capacity
         if self._next is not None or self.num_workers == current.ring_size:
             return
         if self.num_workers == 0:
             # SIGWINCH: this arbiter rests.
             self._stop_listener(signal.SIGTERM)
             return
-        if self.num_workers > current.capacity:
-            self.log.error(
-                "workers=%s: expected at most %s, the number of partitions", self.num_workers, current.capacity
-            )
-            self.num_workers = current.capacity
         current.grow(self.num_workers)
         if current.is_filled(self.num_workers):
             current.ring_size = self.num_workers
@@ -343,21 +396,23 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
             elif not members:
                 for slot in range(len(generation.channels)):
                     self._pour(generation, slot)
-                self._old.remove(generation)
-                generation.close()
+                if all(channel.is_empty for channel in generation.channels):
+                    self._old.remove(generation)
+                    generation.close()
 
     def _pour(self, generation: Generation, slot: int) -> None:
         """Give the connections left in a channel that nobody will read to the current ring."""
         current = self._current
-        ring = Ring(current.ring_size, self.options.partitions, self.options.seed)
-        masks = Masks(self.options.ipv4_prefix, self.options.ipv6_prefix)
+        options = current.options
+        ring = Ring(current.ring_size, options.partitions, options.seed)
+        masks = Masks(options.ipv4_prefix, options.ipv6_prefix)
 
         def route(frame: Frame) -> int:
             return ring.slot(masks.key(frame.address[0] if frame.address else peer_host(frame.descriptor)))
 
         lost = pour(generation.channels[slot], current.channels, route)
         if lost:
-            self.log.error("%s connections of slot %s found no room elsewhere and were closed", lost, slot)
+            self.log.error("%s connections of slot %s were lost: no descriptors left in the arbiter", lost, slot)
 
     def _tell_metrics(self) -> None:
         """gunicorn's own gauges, under gunicorn's names."""
@@ -377,8 +432,6 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
     def spawn_worker(self) -> None:
         """gunicorn's reload() wants one more worker: the first call starts a new generation."""
         if self._next is None:
-            self.options = options_of(self.cfg)
-            self._retry_at.clear()
             self._next = self._new_generation()
 
     def _spawn(self, generation: Generation, slot: int) -> None:
@@ -387,7 +440,7 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
         worker: Worker = self.worker_class(
             self.worker_age, self.pid, self.LISTENERS, self.app, self.timeout / 2.0, self.cfg, self.log, seat=seat
         )
-        worker.options = self.options
+        worker.options = generation.options
         self.cfg.pre_fork(self, worker)
         with signals_blocked():
             pid = _fork()
@@ -458,10 +511,11 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
             worker.forgotten = True
             seat = worker.seat
             seat.generation.table.vacate(seat.slot, pid)
-            if not worker.held_slot and not worker.told_to_stop and self._has_served:
-                failures = self._failures.get(seat.slot, 0)
-                self._failures[seat.slot] = failures + 1
-                self._retry_at[seat.slot] = time.monotonic() + RETRY_SECONDS[min(failures, len(RETRY_SECONDS) - 1)]
+            if not worker.held_slot and not worker.told_to_stop:
+                failures = seat.generation.failures.get(seat.slot, 0)
+                seat.generation.failures[seat.slot] = failures + 1
+                pause = RETRY_SECONDS[min(failures, len(RETRY_SECONDS) - 1)]
+                seat.generation.retry_at[seat.slot] = time.monotonic() + pause
 
     def _abandon_next(self) -> None:
         """Give up the generation being built; the current one goes on."""
@@ -474,13 +528,26 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
 
     def _watch_listener(self) -> None:
         """Have a listener that feeds the current generation, unless this arbiter rests."""
-        may_accept = self._upgrade.may_accept(self._has_served and self._current.is_filled(self._current.ring_size))
+        ready = self._has_served and self._current.is_filled(self._current.ring_size)
+        may_accept = self._upgrade.may_accept(ready, self._is_accepting())
         if self._listener is not None:
             if not may_accept:
                 self._stop_listener(signal.SIGTERM)
             return
-        if self.num_workers > 0 and may_accept and time.monotonic() >= self._listener_holds_until:
+        holds = self._is_accepting() or time.monotonic() < self._listener_holds_until
+        if self.num_workers > 0 and may_accept and not holds:
             self._spawn_listener()
+
+    def _listeners(self) -> list[ListenerProcess]:
+        former = list(self._former_listeners.values())
+        return former if self._listener is None else [*former, self._listener]
+
+    def _is_accepting(self) -> bool:
+        """Whether some listener of this arbiter still accepts."""
+        for listener in self._listeners():
+            if listener.generation.table.last_closed == listener.pid:
+                listener.accepting = False
+        return any(listener.accepting for listener in self._listeners())
 
     def _spawn_listener(self) -> None:
         generation = self._current
@@ -501,16 +568,19 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
             util._setproctitle(f"listener [{self.proc_name}]")
             lifeline = os.dup(self._lifeline)
             self._close_in_child()
-            os.close(self._doorbell_push)
             util.set_owner_process(self.cfg.uid, self.cfg.gid, initgroups=self.cfg.initgroups)
-            Listener(
+            listener = Listener(
                 self.LISTENERS,
                 self._current,
-                self.options,
                 lifeline=lifeline,
+                doorbell=self._doorbell_push,
                 secure=bool(self.cfg.is_ssl),
                 log=self.log,
-            ).run()
+            )
+            for listening in self.LISTENERS:
+                # It has its own, and when it closes them they must be closed: nobody would accept any more.
+                listening.close()
+            listener.run()
             status = 0
         except BaseException:
             self.log.exception("The listener failed")
@@ -522,12 +592,11 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
             os._exit(status)
 
     def _stop_listener(self, number: signal.Signals) -> None:
-        """Tell the listener to finish; another one may be started at once."""
+        """Tell the listener to finish; another one may be started when it accepts no more."""
         listener = self._listener
         if listener is None:
             return
         self._listener = None
-        listener.stopping = True
         self._former_listeners[listener.pid] = listener
         with contextlib.suppress(ProcessLookupError):
             os.kill(listener.pid, number)
@@ -551,9 +620,9 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
                 generation.close()
 
     def _close_in_child(self) -> None:
-        os.close(self._doorbell)
-        os.close(self._lifeline)
-        os.close(self._lifeline_end)
+        close(self._doorbell)
+        close(self._lifeline)
+        close(self._lifeline_end)
         self._upgrade.close()
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
+from ipaddress import ip_address
 
 from sticky_session import __version__
 from sticky_session.address import Masks
@@ -64,18 +66,20 @@ def show_ring(arguments: Sequence[str]) -> None:
     parser.add_argument("-w", "--workers", type=int, required=True, metavar="N", help="how many workers")
     names = {"partitions", "seed", "ipv4_prefix", "ipv6_prefix"}
     for option in (option for option in OPTIONS if option.name in names):
-        parser.add_argument(option.flag, dest=option.name, metavar="N", help=f"{option.help} [{option.default}]")
+        help_text = f"{option.help} ({option.environment}) [{option.default}]"
+        parser.add_argument(option.flag, dest=option.name, metavar="N", help=help_text)
     given = parser.parse_args(arguments)
 
-    def lookup(option: Option) -> tuple[object, str] | None:
+    def lookup(option: Option) -> tuple[object, str]:
         value = getattr(given, option.name, None)
-        return None if value is None else (value, option.flag)
+        return (getattr(environment, option.name), option.environment) if value is None else (value, option.flag)
 
     try:
+        environment = Options.from_environment(os.environ)
         options = Options.collect(lookup)
         ring = Ring(given.workers, options.partitions, options.seed)
         masks = Masks(options.ipv4_prefix, options.ipv6_prefix)
-        slots = [(address, ring.slot(masks.key(address))) for address in given.addresses]
+        slots = [(address, ring.slot(masks.key(str(ip_address(address))))) for address in given.addresses]
     except (OptionError, ValueError) as error:
         parser.error(str(error))
     for address, slot in slots:

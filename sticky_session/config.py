@@ -49,7 +49,7 @@ class Option:
         except (TypeError, ValueError):
             kind = "a whole number" if self.type is int else "a number"
             raise OptionError(
-                f"{origin}={value}: expected {kind} from {self.low:g} to {self.high:g} ({self.unit})"
+                f"{origin}={value}: expected {kind} from {self.low} to {self.high} ({self.unit})"
             ) from None
         return number
 
@@ -125,7 +125,8 @@ OPTIONS: tuple[Option, ...] = (
         high=3600,
         default=10.0,
         unit="seconds",
-        help="How long a client may take to send a whole request head (and the TLS handshake) before it gets 408.",
+        help="How long a client may take to send a whole request head before it gets 408; "
+        "one that sends nothing, or does not finish its TLS handshake, is just closed.",
         flag="--sticky-head-timeout",
     ),
     Option(

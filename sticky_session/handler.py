@@ -3,12 +3,13 @@
 A handler is always in one phase. Until a request's head has been read whole it has a deadline, and the server's sweep
 ends the connections that are past theirs, so no timer is made for a request:
 
-    IDLE --first byte--> HEAD --empty line--> BUSY --response sent--> IDLE (kept alive) or closed
-     |                    |
-     past keep-alive:     past head_seconds:
-     closed               408, closed
+    NEW, IDLE --first byte--> HEAD --empty line--> BUSY --response sent--> IDLE (kept alive) or closed
+     |    |                    |
+     |    past keep-alive:     past head_seconds:
+     |    closed               408, closed
+     past head_seconds: closed
 
-Of pywsgi remain the body reader, the checks of the app's headers, and the server around the greenlets.
+Of pywsgi remain the checks of the app's headers, and the server around the greenlets.
 """
 
 from __future__ import annotations
@@ -19,15 +20,24 @@ import errno
 import time
 from collections.abc import Callable
 from datetime import timedelta
-from socket import SHUT_RD, SHUT_RDWR, SHUT_WR
+from socket import MSG_DONTWAIT, MSG_PEEK, SHUT_RD, SHUT_RDWR, SHUT_WR
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote_to_bytes
 
 import gevent
 from gevent import pywsgi
+from geventwebsocket.exceptions import WebSocketError
 
+from sticky_session.body import Body, BodyError
 from sticky_session.request import BadRequest, Head, error_response, parse
-from sticky_session.websocket import SERVICE_RESTART, HandshakeError, WebSocket, accept_key
+from sticky_session.websocket import (
+    INTERNAL_ERROR,
+    NORMAL,
+    SERVICE_RESTART,
+    HandshakeError,
+    WebSocket,
+    accept_key,
+)
 
 if TYPE_CHECKING:
     from sticky_session.server import Server
@@ -36,6 +46,11 @@ if TYPE_CHECKING:
 MAX_DISCARD_BYTES = 64 * 1024
 # How long the client may go on sending after an answer that ends the connection early.
 LINGER_SECONDS = 2.0
+# How long a retiring worker waits for the first request of a client that has just connected.
+FIRST_REQUEST_SECONDS = 2.0
+# After so many requests on a connection the others get their turn: a client that sends without waiting for responses
+# never makes its greenlet wait.
+TURN_REQUESTS = 16
 # A body that is shorter goes out together with the head.
 JOIN_BYTES = 64 * 1024
 
@@ -47,6 +62,7 @@ FOREVER = float("inf")
 class Phase(enum.Enum):
     """What a connection is waiting for."""
 
+    NEW = enum.auto()
     IDLE = enum.auto()
     HEAD = enum.auto()
     BUSY = enum.auto()
@@ -96,14 +112,16 @@ class Handler(pywsgi.WSGIHandler):  # type: ignore[misc]
     response_headers: list[tuple[bytes, bytes]]
 
     head: Head
+    body: Body
 
     def __init__(self, sock: Any, peer: Any, server: Server, base: dict[str, Any]) -> None:
         super().__init__(sock, peer, server)
         self.base = base
-        self.phase = Phase.IDLE
+        self.phase = Phase.NEW
         self.deadline = time.monotonic() + server.head_seconds
         self.websocket: WebSocket | None = None
         self._routing = server.routing()
+        self._served = 0
         self._unread = False
         self._content_length: int | None = None
         # How much of the promised body is still to come; None if nothing was promised.
@@ -120,6 +138,9 @@ class Handler(pywsgi.WSGIHandler):  # type: ignore[misc]
                 self.deadline = time.monotonic() + self.server.keepalive_seconds
                 if not self.server.worker.alive:
                     break
+                self._served += 1
+                if self._served % TURN_REQUESTS == 0:
+                    gevent.sleep(0)
         finally:
             self.server.handlers.discard(self)
             self._close()
@@ -140,21 +161,32 @@ class Handler(pywsgi.WSGIHandler):  # type: ignore[misc]
         """The worker retires: end what the client can begin again elsewhere, let the rest finish."""
         if self.websocket is not None and self.websocket.opened:
             gevent.spawn(self.websocket.close, SERVICE_RESTART)
-        elif self.phase is Phase.IDLE:
+        elif self.phase is Phase.NEW:
+            # Its request may be on the way, and a client sends a connection's first request only once.
+            self.deadline = min(self.deadline, time.monotonic() + FIRST_REQUEST_SECONDS)
+        elif self.phase is Phase.IDLE and not self._has_input():
             self.expire()
+
+    def _has_input(self) -> bool:
+        """Whether something has arrived that nobody has read yet, or the client has closed."""
+        sock = getattr(self.socket, "_sock", self.socket)
+        try:
+            sock.recv(1, MSG_PEEK | MSG_DONTWAIT)
+        except OSError as error:
+            return error.errno != errno.EAGAIN
+        return True
 
     def _close(self) -> None:
         sock = self.socket
-        try:
-            if self._unread:
+        if self._unread:
+            with contextlib.suppress(OSError):
                 self._linger(sock)
+        with contextlib.suppress(OSError):
             self.rfile.close()
             sock.close()
-        except OSError:
-            pass
         self.__dict__.pop("socket", None)
         self.__dict__.pop("rfile", None)
-        self.__dict__.pop("wsgi_input", None)
+        self.__dict__.pop("body", None)
 
     def _linger(self, sock: Any) -> None:
         """Let the client read the answer: closing with bytes unread would reset the connection.
@@ -166,7 +198,8 @@ class Handler(pywsgi.WSGIHandler):  # type: ignore[misc]
         deadline = time.monotonic() + LINGER_SECONDS
         sock.settimeout(LINGER_SECONDS)
         while time.monotonic() < deadline and sock.recv(65536):
-            pass
+            # A client that is fast would not let anybody else have a turn.
+            gevent.sleep(0)
 
     # --- one request
 
@@ -202,9 +235,8 @@ class Handler(pywsgi.WSGIHandler):  # type: ignore[misc]
         buffered: bytes = self.rfile.peek(1)
         if not buffered:
             return None
-        if self.phase is Phase.IDLE:
-            self.phase = Phase.HEAD
-            self.deadline = time.monotonic() + self.server.head_seconds
+        self.phase = Phase.HEAD
+        self.deadline = time.monotonic() + self.server.head_seconds
         end = buffered.find(b"\r\n\r\n")
         if end > 0 and buffered[0] != 13:
             return str(self.rfile.read(end + 4)[:end], "latin-1")
@@ -224,6 +256,8 @@ class Handler(pywsgi.WSGIHandler):  # type: ignore[misc]
                 if len(line) < min(longest, left) + 2:
                     return None
                 raise BadRequest(431 if lines else 414, "a line longer than its limit")
+            if not line.endswith(b"\r\n"):
+                raise BadRequest(400, "a line that ends without CR")
             if line != b"\r\n":
                 lines.append(line)
             elif lines:
@@ -256,13 +290,16 @@ class Handler(pywsgi.WSGIHandler):  # type: ignore[misc]
         else:
             env["REMOTE_ADDR"] = ""
         self.server.complete_environ(env, peer)
-        self.wsgi_input = env["wsgi.input"] = pywsgi.Input(
+        self.body = env["wsgi.input"] = Body(
             self.rfile,
-            head.content_length,
-            socket=self.socket if head.expects_continue else None,
-            chunked_input=head.chunked,
+            head.content_length or 0,
+            chunked=head.chunked,
+            invite=self._invite_body if head.expects_continue else None,
         )
         return env
+
+    def _invite_body(self) -> None:
+        self.socket.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
 
     # --- the response
 
@@ -290,16 +327,21 @@ class Handler(pywsgi.WSGIHandler):  # type: ignore[misc]
                 self._discard_body()
         except gevent.GreenletExit:
             self.close_connection = True
+        except BodyError:
+            self._answer_error("400 Bad Request")
+        except WebSocketError:
+            # The client has gone, or the closing handshake has begun, and the app let us know that it noticed.
+            self.close_connection = True
         except OSError as error:
             self.close_connection = True
-            if isinstance(error, pywsgi._InvalidClientInput):
-                self._answer_error("400 Bad Request")
-            elif error.errno not in _GONE:
+            if error.errno not in _GONE:
                 self._fail()
         except (Exception, SystemExit):
             self._fail()
         finally:
             self.time_finish = time.time()
+            if self.close_connection and self.body.left:
+                self._unread = True
             if not self.websocket or not self.websocket.opened:
                 self.log_request()
             self._call_post_request()
@@ -322,13 +364,13 @@ class Handler(pywsgi.WSGIHandler):  # type: ignore[misc]
 
     def _discard_body(self) -> None:
         if self.head.chunked or self.head.content_length:
-            self.phase = Phase.HEAD
+            # The response is out: nothing can be said to a client that is slow now.
+            self.phase = Phase.IDLE
             self.deadline = time.monotonic() + self.server.head_seconds
-            self.wsgi_input._discard()
+            self.body.discard()
 
     def _must_close(self) -> bool:
         """Whether the connection can't be used after this response."""
-        head = self.head
         if self.close_connection or not self.server.worker.alive:
             return True
         if self._routing != self.server.routing():
@@ -337,14 +379,8 @@ class Handler(pywsgi.WSGIHandler):  # type: ignore[misc]
         if self._left is None and not self.response_use_chunked:
             # Only the end of the connection tells the client where the body ends.
             return True
-        body = self.wsgi_input
-        if head.expects_continue and body.socket is not None:
-            # The client still waits for 100, or sends its body: which of them can't be told.
-            return True
-        if head.chunked:
-            return bool(body.chunk_length)
-        unread: int = (head.content_length or 0) - body.position
-        return unread > MAX_DISCARD_BYTES
+        # A client that still waits for 100 may send its body or not: which of them can't be told.
+        return self.body.awaited or self.body.left > MAX_DISCARD_BYTES
 
     def finalize_headers(self) -> None:
         """Add what the server knows: length, date, and whether the connection stays."""
@@ -366,12 +402,12 @@ class Handler(pywsgi.WSGIHandler):  # type: ignore[misc]
         if self.head.method == "HEAD" or self.code in (204, 304):
             self.response_use_chunked = False
             self._left = 0
-        provided = {name.lower() for name, _ in headers}
         if self._must_close():
             self.close_connection = True
-            if b"connection" not in provided:
-                headers.append((b"Connection", b"close"))
-        elif self.head.version == "HTTP/1.0" and b"connection" not in provided:
+            # In place of what the app may have said.
+            headers[:] = [header for header in headers if header[0].lower() != b"connection"]
+            headers.append((b"Connection", b"close"))
+        elif self.head.version == "HTTP/1.0" and b"connection" not in {name.lower() for name, _ in headers}:
             headers.append((b"Connection", b"keep-alive"))
 
     def start_response(self, status: str, headers: Any, exc_info: Any = None) -> Callable[[bytes], None]:
@@ -385,7 +421,6 @@ class Handler(pywsgi.WSGIHandler):  # type: ignore[misc]
         self._send_body(b"", data)
 
     def _write_with_headers(self, data: bytes) -> None:
-        self.headers_sent = True
         self.finalize_headers()
         assert self.status is not None
         parts = [b"HTTP/1.1 ", self.status, b"\r\n"]
@@ -400,15 +435,16 @@ class Handler(pywsgi.WSGIHandler):  # type: ignore[misc]
             # Nothing may follow the body that the head promises: the client would take it for the next response.
             data = data[: self._left]
             self._left -= len(data)
-        self.response_length += len(data)
+        size = len(data)
         if data and self.response_use_chunked:
-            data = b"%x\r\n%b\r\n" % (len(data), data)
-        if len(data) < JOIN_BYTES:
-            self.socket.sendall(head + data)
-        else:
-            if head:
-                self.socket.sendall(head)
-            self.socket.sendall(data)
+            data = b"%x\r\n%b\r\n" % (size, data)
+        pieces = (head + data,) if size < JOIN_BYTES else (head, data)
+        # From here on there is no other response; before, the app's piece may turn out not to be bytes.
+        self.headers_sent = True
+        self.response_length += size
+        for piece in pieces:
+            if piece:
+                self.socket.sendall(piece)
 
     def process_result(self) -> None:
         """Send what the app returned."""
@@ -447,13 +483,13 @@ class Handler(pywsgi.WSGIHandler):  # type: ignore[misc]
         self.environ["wsgi.websocket_version"] = "13"
         self.environ["wsgi.input"] = self.rfile
         self.environ["wsgi.input_terminated"] = False
-        if not self.server.worker.alive:
-            self.close_connection = True
+        code = INTERNAL_ERROR
         try:
             self.run_application()
+            code = NORMAL
         finally:
             if websocket.opened:
-                websocket.close()
+                websocket.close(code)
                 self._unread = True
 
     def send_upgrade(self, accept: str) -> None:

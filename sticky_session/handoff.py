@@ -15,11 +15,13 @@ where the peer's own address counts, which the worker asks the kernel for.
 
 from __future__ import annotations
 
-import os
 from array import array
+from collections.abc import Callable
 from socket import CMSG_SPACE, MSG_CMSG_CLOEXEC, MSG_CTRUNC, MSG_DONTWAIT, SCM_RIGHTS, SOL_SOCKET
 from struct import Struct
 from typing import NamedTuple, Protocol
+
+from gevent.monkey import get_original
 
 from sticky_session.address import pack, unpack
 from sticky_session.errors import StickySessionError
@@ -27,6 +29,10 @@ from sticky_session.errors import StickySessionError
 _HEADER = Struct("!BxHHH")
 _DESCRIPTOR = Struct("i")
 _RIGHTS_SPACE = CMSG_SPACE(_DESCRIPTOR.size)
+
+# gevent's os.close, which a preloaded app or listen() may have put in, leaves it to gevent's loop to close, and the
+# arbiter and the listener don't run that.
+close: Callable[[int], None] = get_original("os", "close")
 
 MAX_DATA_BYTES = 65535
 MAX_FRAME_BYTES = _HEADER.size + 16 + MAX_DATA_BYTES
@@ -106,11 +112,14 @@ class Receiver:
 
         :returns: None where the kernel had to drop the descriptor because this process has none left
         :raises BlockingIOError: the channel is empty
+        :raises EOFError: nobody has the other end any more
         :raises FrameError: it is no frame; its descriptors are closed
         """
         size, ancillary, flags, _ = self._channel.recvmsg_into(
             [self._buffer], _RIGHTS_SPACE, MSG_DONTWAIT | MSG_CMSG_CLOEXEC
         )
+        if not size and not ancillary:
+            raise EOFError("the channel is closed")
         descriptors = array("i")
         for level, kind, data in ancillary:
             if level == SOL_SOCKET and kind == SCM_RIGHTS:
@@ -119,10 +128,10 @@ class Receiver:
             try:
                 return Frame(descriptors[0], *decode(bytes(self._buffer[:size])))
             except FrameError:
-                os.close(descriptors[0])
+                close(descriptors[0])
                 raise
         for descriptor in descriptors:
-            os.close(descriptor)
+            close(descriptor)
         if flags & MSG_CTRUNC:
             return None
         raise FrameError(f"a frame of {size} bytes with {len(descriptors)} descriptors; expected one")

@@ -19,6 +19,7 @@ import os
 import select
 import signal
 import socket
+import stat
 import sys
 import threading
 import traceback
@@ -28,10 +29,11 @@ from gevent import monkey
 from gunicorn.arbiter import Arbiter
 from gunicorn.util import parse_address
 
+from sticky_session import handoff
 from sticky_session.app import ScriptApplication
 from sticky_session.arbiter import StickyArbiter
 from sticky_session.errors import ListenError, OptionError
-from sticky_session.settings import check_workers
+from sticky_session.settings import check_settings
 from sticky_session.system import check_platform
 from sticky_session.worker import Worker, current_worker
 
@@ -63,6 +65,9 @@ class ScriptArbiter(StickyArbiter):
 
     def run_worker(self, worker: Worker) -> NoReturn:
         """Leave for the script; :class:`_ScriptWorker` serves later."""
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
+            # The arbiter's handlers would swallow it, and until the worker serves it has nothing to finish.
+            signal.signal(number, signal.SIG_DFL)
         raise _Departure(self, worker)
 
     def manage_workers(self) -> None:
@@ -95,7 +100,9 @@ class _ScriptWorker:
 
         def note(*details: Any) -> None:
             self._script_failed = True
-            show(*details)
+            # All workers fail alike: only the first says so.
+            if self.worker.seat.generation.table.claim_boot_report():
+                show(*details)
 
         sys.excepthook = note
 
@@ -134,9 +141,10 @@ class _Master:
         pidfd = os.pidfd_open(self.arbiter_pid)
         # Where gevent has patched it, this lets the script's greenlets run.
         select.select([pidfd], [], [])
-        os.close(pidfd)
+        handoff.close(pidfd)
         for number, handler in self._former_handlers.items():
-            signal.signal(number, handler)
+            # None is a handler that Python did not install and can't put back.
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
         _, status = os.waitpid(self.arbiter_pid, 0)
         self.arbiter_pid = 0
         code = os.waitstatus_to_exitcode(status)
@@ -174,6 +182,8 @@ def listen(
     if _role is not None:
         where = "in a worker" if isinstance(_role, _ScriptWorker) else "twice"
         raise ListenError(f"listen() was called {where}; call it once, in the script's own process")
+    if threading.current_thread() is not threading.main_thread():
+        raise ListenError("listen() was called in a thread or greenlet; call it in the main thread")
     if not monkey.is_module_patched("socket"):
         print(
             "sticky_session.listen(): the standard library is not patched by gevent, so what was imported "
@@ -196,6 +206,8 @@ def wait() -> None:
     """
     if _role is None:
         raise ListenError("wait() was called before listen()")
+    # What the script has printed would otherwise come out at the end, where it is not a terminal.
+    _flush()
     _role.serve()
 
 
@@ -234,48 +246,62 @@ def _make_application(
     if env is not None:
         settings["raw_env"] = [f"{name}={value}" for name, value in env.items()]
     application = ScriptApplication(app, ScriptWorker, settings)
-    check_workers(application.cfg)
+    check_settings(application.cfg)
     return application
+
+
+def _parse(address: int | str | tuple[str, int]) -> tuple[socket.AddressFamily, str | tuple[str, int]]:
+    """The family of an address, and what ``bind`` takes: a path, or host and port."""
+    match address:
+        case int(port):
+            host = "0.0.0.0"  # noqa: S104 - as a port alone means in Node
+        case str(path) if path.startswith("unix:"):
+            return socket.AF_UNIX, str(parse_address(path))
+        case str(text) if text.rpartition(":")[2].isdecimal() and not text.startswith("fd:"):
+            host, port = parse_address(text)
+        case (str(host), int(port)):
+            pass
+        case _:
+            raise OptionError(f"listen(): {address!r}: expected a port, 'host:port', (host, port) or 'unix:PATH'")
+    if not 0 <= port <= 65535:
+        raise OptionError(f"listen(): port {port}; expected 0 to 65535")
+    return socket.AF_INET6 if ":" in host else socket.AF_INET, (host, port)
 
 
 def _bind(address: int | str | tuple[str, int], cfg: Any) -> socket.socket:
     """Listen on the address in the script's own process, so that the error is the caller's."""
-    if isinstance(address, int):
-        address = ("0.0.0.0", address)  # noqa: S104 - as a port alone means in Node
-    elif isinstance(address, str):
-        address = parse_address(address)
-    if isinstance(address, int):
-        raise OptionError("listen(): expected a port, 'host:port', (host, port) or 'unix:PATH'")
-    if isinstance(address, str):
-        family = socket.AF_UNIX
-    elif not 0 <= address[1] <= 65535:
-        raise OptionError(f"listen(): port {address[1]}; expected 0 to 65535")
-    else:
-        family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
+    family, place = _parse(address)
     make_socket = monkey.get_original("socket", "socket")
     listening: socket.socket = make_socket(family, socket.SOCK_STREAM)
     try:
         if family == socket.AF_UNIX:
-            _remove_stale(str(address))
+            _remove_stale(str(place))
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if cfg.reuse_port:
+            listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         umask = os.umask(cfg.umask)
         try:
-            listening.bind(address)
+            listening.bind(place)
         finally:
             os.umask(umask)
+        if family == socket.AF_UNIX:
+            os.chown(str(place), cfg.uid, cfg.gid)
         listening.listen(cfg.backlog)
     except OSError as error:
         listening.close()
-        raise OSError(error.errno, f"{error.strerror}: {address!r}; choose another or stop who has it") from None
+        raise OSError(error.errno, f"{error.strerror}: {place!r}; choose another or stop who has it") from None
     return listening
 
 
 def _remove_stale(path: str) -> None:
-    """Remove a Unix socket that nobody listens on any more; a live one is left, and bind() will say so."""
+    """Remove a Unix socket that nobody listens on any more; what else is there is left, and bind() will say so."""
     make_socket = monkey.get_original("socket", "socket")
     with make_socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        # One that is listened on, but whose backlog is full, would make it wait.
+        probe.setblocking(False)
         try:
-            probe.connect(path)
+            if stat.S_ISSOCK(os.stat(path).st_mode):
+                probe.connect(path)
         except ConnectionRefusedError:
             os.unlink(path)
         except OSError:
@@ -289,22 +315,21 @@ def _fork_arbiter(application: ScriptApplication, listening: socket.socket) -> i
     """
     script_pid = os.getpid()
     ready, report = os.pipe()
-    for stream in (sys.stdout, sys.stderr):
-        stream.flush()
+    _flush()
     pid: int = monkey.get_original("os", "fork")()
     if pid == 0:
-        os.close(ready)
+        handoff.close(ready)
         try:
             _run_arbiter(application, script_pid, listening, report)
         except _Departure as departure:
             return departure
-    os.close(report)
+    handoff.close(report)
     listening.close()
     try:
         if os.read(ready, 1):
             return pid
     finally:
-        os.close(ready)
+        handoff.close(ready)
     waitpid = monkey.get_original("os", "waitpid")
     _, status = waitpid(pid, 0)
     raise ListenError(
@@ -321,7 +346,7 @@ def _run_arbiter(application: ScriptApplication, script_pid: int, listening: soc
     def tell(arbiter: Arbiter) -> None:
         when_ready(arbiter)
         os.write(report, b"r")
-        os.close(report)
+        handoff.close(report)
 
     cfg.set("when_ready", tell)
     status = 1
@@ -343,7 +368,13 @@ def _end_process(status: int, *, exit_functions: bool = True) -> NoReturn:
     """End this process now, with a status that the interpreter's normal end can't be given."""
     if exit_functions:
         atexit._run_exitfuncs()
-    for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(Exception):
-            stream.flush()
+    _flush()
     os._exit(status)
+
+
+def _flush() -> None:
+    """Write out what has been printed, as far as somebody reads it; a process without a console has no streams."""
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None:
+            with contextlib.suppress(OSError, ValueError):
+                stream.flush()

@@ -9,7 +9,8 @@ Rules:
 - A connection is sent before the next one is accepted, so killing this process loses at most one connection and
   those in :attr:`Listener._waiting`, which is only used when a channel is full.
 - Every errno of accept and send has a policy, below. What has none ends the process, and the arbiter starts another.
-- SIGTERM: accept what the kernel holds, hand everything off, exit. SIGQUIT: exit. SIGUSR1: reopen the logs.
+- SIGTERM: accept what the kernel holds, tell the arbiter that this was all, hand everything off, exit. SIGQUIT: exit.
+  SIGUSR1: reopen the logs.
 - The writing end of the lifeline pipe is open in the arbiter only: when it closes, the arbiter is gone, and so are we.
 """
 
@@ -17,6 +18,7 @@ from __future__ import annotations
 
 import _socket
 import errno
+import math
 import os
 import resource
 import signal
@@ -29,10 +31,9 @@ from gevent.monkey import get_original
 
 from sticky_session import handoff
 from sticky_session.address import Masks
-from sticky_session.config import Options
 from sticky_session.refusal import Refusals, unavailable
 from sticky_session.ring import Ring
-from sticky_session.slots import Generation
+from sticky_session.slots import Generation, wake
 
 # accept(2): the connection died before it was accepted, or the network had an error that is its own.
 DROPPED = frozenset(
@@ -87,6 +88,7 @@ class Listener:
     :param sockets: the listening sockets; a frame's bind is the index in here
     :param generation: whose channels and table to use
     :param lifeline: reading end of a pipe that closes when the arbiter is gone
+    :param doorbell: writing end of the pipe that wakes the arbiter
     :param secure: whether TLS is spoken on the sockets, so that nothing can be answered here
     :param log: gunicorn's logger
     """
@@ -95,12 +97,13 @@ class Listener:
         self,
         sockets: Sequence[Any],
         generation: Generation,
-        options: Options,
         *,
         lifeline: int,
+        doorbell: int,
         secure: bool,
         log: Any,
     ) -> None:
+        options = generation.options
         self._log = log
         self._table = generation.table
         self._ring = Ring(generation.ring_size, options.partitions, options.seed)
@@ -109,6 +112,7 @@ class Listener:
         self._channels = [channel.listener_end for channel in generation.channels]
         self._leftovers = [handoff.Receiver(channel.worker_end) for channel in generation.channels]
         self._lifeline = lifeline
+        self._doorbell = doorbell
 
         limit = open_files_limit()
         fair_share = max(1, (limit - 64) // (2 * generation.ring_size))
@@ -128,6 +132,8 @@ class Listener:
         self._watched: set[int] = set()
         self._any_empty = True
         self._failed: frozenset[int] = frozenset()
+        # The last time that no slot had a worker.
+        self._none_until = 0.0
         self._resume_at: float | None = None
         self._backing_off = False
         self._stop: int | None = None
@@ -220,6 +226,10 @@ class Listener:
             try:
                 descriptor, peer = accept()
             except BlockingIOError:
+                if self._backing_off:
+                    # Only now: a few descriptors that become free for a moment are not the end of it.
+                    self._backing_off = False
+                    self._log.info("Descriptors are available again: all connections that waited have been accepted")
                 return
             except OSError as error:
                 if error.errno in DROPPED:
@@ -228,14 +238,11 @@ class Listener:
                     self._pause(error)
                     return
                 raise
-            if self._backing_off:
-                self._backing_off = False
-                self._log.info("Descriptors are available again: accepting connections")
             # IP peers are tuples; Unix-socket peers have no address that could tell them apart.
             affinity = key(peer[0]) if isinstance(peer, tuple) else b""
             slot = slot_of(affinity)
             if slot in self._failed:
-                slot = self._substitute(affinity, slot)
+                slot = self._substitute(affinity)
             self._deliver(slot, descriptor, message, affinity)
 
     def _pause(self, error: OSError) -> None:
@@ -261,7 +268,7 @@ class Listener:
     def _deliver(self, slot: int, descriptor: int, message: bytes, affinity: bytes) -> None:
         waiting = self._waiting[slot]
         if not waiting and self._send(slot, descriptor, message):
-            os.close(descriptor)
+            handoff.close(descriptor)
         elif len(waiting) < self._queue_size:
             waiting.append((descriptor, message, affinity))
         else:
@@ -290,7 +297,7 @@ class Listener:
             if not self._send(slot, descriptor, message):
                 return
             waiting.popleft()
-            os.close(descriptor)
+            handoff.close(descriptor)
         self._unwatch(slot)
 
     def _watch(self, slot: int) -> None:
@@ -305,19 +312,27 @@ class Listener:
 
     # --- slots without a worker
 
-    def _substitute(self, affinity: bytes, slot: int) -> int:
-        """Where a key goes while its slot has no worker; its own slot if no other has one."""
-        for other in self._ring.successors(affinity):
-            if other not in self._failed:
-                return other
-        return slot
+    def _substitute(self, affinity: bytes) -> int:
+        """The first of a key's slots, its own before the others, that has not failed: one never has."""
+        own = self._ring.slot(affinity)
+        if own not in self._failed:
+            return own
+        return next(slot for slot in self._ring.successors(affinity) if slot not in self._failed)
 
     def _look_at_slots(self, now: float) -> None:
         """Find the slots that have been empty for too long, and give what waits for them to others."""
         table = self._table
         empty = [slot for slot in range(self._ring.workers) if not table.holder(slot)]
         self._any_empty = bool(empty)
-        failed = frozenset(slot for slot in empty if now - table.empty_since(slot) > self._failover_seconds)
+        if len(empty) == self._ring.workers:
+            # Nobody could stand in. When all boot, the first to be ready must not get everybody's clients.
+            self._none_until = now
+            return
+        failed = frozenset(
+            slot
+            for slot in empty
+            if slot in self._failed or now - max(table.empty_since(slot), self._none_until) > self._failover_seconds
+        )
         if failed == self._failed:
             return
         for slot in sorted(failed - self._failed):
@@ -328,9 +343,8 @@ class Listener:
             self._log.info("Slot %s is back", slot)
         self._failed = failed
         table.note_failover()
-        if len(failed) < self._ring.workers:
-            for slot in sorted(failed):
-                self._move(slot)
+        for slot in sorted(failed):
+            self._move(slot)
 
     def _move(self, slot: int) -> None:
         """Take back what waits in a slot's channel and queue, and give it to the slots that stand in."""
@@ -343,11 +357,11 @@ class Listener:
             if frame is not None:
                 affinity = self._affinity(frame)
                 message = handoff.encode(frame.bind, frame.address, frame.data)
-                self._deliver(self._substitute(affinity, slot), frame.descriptor, message, affinity)
+                self._deliver(self._substitute(affinity), frame.descriptor, message, affinity)
         waiting, self._waiting[slot] = self._waiting[slot], deque()
         self._unwatch(slot)
         for descriptor, message, affinity in waiting:
-            self._deliver(self._substitute(affinity, slot), descriptor, message, affinity)
+            self._deliver(self._substitute(affinity), descriptor, message, affinity)
 
     def _affinity(self, frame: handoff.Frame) -> bytes:
         return self._masks.key(frame.address[0] if frame.address else peer_host(frame.descriptor))
@@ -356,14 +370,16 @@ class Listener:
 
     def _finish(self) -> None:
         """Accept what the kernel holds, and wait until the channels have taken everything."""
-        for sock, message in self._listening.values():
-            self._accept(sock, message, FINAL_ACCEPTS)
         # Unregistered first: epoll goes on telling about a closed descriptor while others hold the same socket.
         self._stop_listening()
-        for sock, _ in self._listening.values():
+        self._resume_at = math.inf
+        for sock, message in self._listening.values():
+            self._accept(sock, message, FINAL_ACCEPTS)
+            # At once: a client that connects after the last accept is reset by the end of the socket.
             sock.close()
         self._listening.clear()
-        self._resume_at = None
+        self._table.note_closed(os.getpid())
+        wake(self._doorbell)
         deadline = time.monotonic() + FLUSH_SECONDS
         while any(self._waiting) and time.monotonic() < deadline and self._stop == signal.SIGTERM:
             self._table.beat()

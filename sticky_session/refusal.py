@@ -8,11 +8,12 @@ then read and thrown away until the client closes or its time is up.
 from __future__ import annotations
 
 import _socket
-import os
 import select
 import time
 from dataclasses import dataclass
 from socket import SHUT_WR
+
+from sticky_session.handoff import close
 
 # The most connections that are refused politely at a time; the next ones are just closed.
 MAX_REFUSED = 256
@@ -60,12 +61,12 @@ class Refusals:
     def add(self, descriptor: int) -> None:
         """Refuse a connection, and own its descriptor from now on."""
         if self._response is None or len(self._refused) >= MAX_REFUSED:
-            os.close(descriptor)
+            close(descriptor)
             return
         try:
             sock = _socket.socket(fileno=descriptor)
         except OSError:
-            os.close(descriptor)
+            close(descriptor)
             return
         sock.setblocking(False)
         self._refused[descriptor] = _Refused(sock, time.monotonic() + REFUSAL_SECONDS)

@@ -15,8 +15,12 @@ _NAME = _METHOD
 # VCHAR, obs-text, SP and HTAB: no control characters (RFC 9110 section 5.5).
 _VALUE = re.compile(r"[\t\x20-\x7e\x80-\xff]*").fullmatch
 _TARGET = re.compile(r"[\x21-\x7e\x80-\xff]+").fullmatch
-_ABSOLUTE = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]*://([^/?#]*)(.*)").fullmatch
+_ABSOLUTE = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]*://([^/?#]+)(.*)").fullmatch
+# The characters of a host and port; no "@": RFC 9110 section 4.2.4 on user names in authorities.
+_HOST = re.compile(r"[A-Za-z0-9\-._~%!$&'()*+,;=:\[\]]*").fullmatch
 _DIGITS = re.compile(r"[0-9]{1,18}").fullmatch
+
+_FRAMING = frozenset({"CONTENT_LENGTH", "HTTP_TRANSFER_ENCODING"})
 
 # Names arrive in few spellings; the environ key of each is made once. Bounded, since clients choose the spelling.
 _KEYS: dict[str, str] = {}
@@ -124,13 +128,15 @@ def parse(head: str, limits: Limits, underscores: str = "drop") -> Head:
         if key is None:
             key = _make_key(name)
         if not colon or not _VALUE(value):
-            raise BadRequest(400, f"header field {field!r}")
+            raise BadRequest(400, f"header field {field[:200]!r}")
         value = value.strip(" \t")
         fields.append((name, value))
-        if "_" in name and underscores != "dangerous":
+        if "_" in name:
             if underscores == "refuse":
-                raise BadRequest(400, f"header field name {name!r} with an underscore")
-            continue
+                raise BadRequest(400, f"header field name {name[:200]!r} with an underscore")
+            # No other server takes a name with an underscore for the body's length.
+            if underscores != "dangerous" or key in _FRAMING:
+                continue
         if key in environ:
             if key == "CONTENT_LENGTH":
                 raise BadRequest(400, "two Content-Length fields")
@@ -140,11 +146,14 @@ def parse(head: str, limits: Limits, underscores: str = "drop") -> Head:
         if key == "HTTP_HOST":
             hosts += 1
 
-    path = target
-    if target[0] != "/" and target != "*":
-        path = _take_authority(target, environ)
-    elif hosts != 1 and (hosts or version == "HTTP/1.1"):
+    if hosts != 1 and (hosts or version == "HTTP/1.1"):
         raise BadRequest(400, f"{hosts} Host fields; expected one")
+    path = target
+    if target[0] != "/" and (target != "*" or method != "OPTIONS"):
+        path = _take_authority(target, environ)
+    host = environ.get("HTTP_HOST", "")
+    if not _HOST(host):
+        raise BadRequest(400, f"host {host[:200]!r}")
     path, _, query = path.partition("?")
     content_length, chunked = _body_length(environ, version)
     connection = environ.get("HTTP_CONNECTION")

@@ -124,6 +124,10 @@ class Server(pywsgi.WSGIServer):  # type: ignore[misc]
             if self.draining:
                 self.close()
             return None
+        except EOFError:
+            # The arbiter and the listener were killed, and the worker is about to find out.
+            self.close()
+            return None
         if frame is None:
             self.worker.log.error("A connection was lost: no descriptors left in this worker; raise ulimit -n")
             return None

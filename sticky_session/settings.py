@@ -12,6 +12,7 @@ from typing import Any
 from gunicorn.config import Config, Setting
 
 from sticky_session.config import OPTIONS, Option, Options
+from sticky_session.errors import OptionError
 from sticky_session.ring import Ring
 
 SECTION = "sticky-session"
@@ -69,9 +70,14 @@ def options_of(cfg: Any) -> Options:
     return Options.from_environment(os.environ)
 
 
-def check_workers(cfg: Any) -> None:
-    """Check that a ring can be made for the number of workers.
+def check_settings(cfg: Any) -> None:
+    """Check the settings of gunicorn's that not every value of can be served.
 
-    :raises OptionError: it can't
+    :raises OptionError: one can't
     """
     Ring(cfg.workers, options_of(cfg).partitions)
+    if cfg.proxy_protocol != "off":
+        raise OptionError(
+            f"proxy_protocol={cfg.proxy_protocol}: expected off; the PROXY protocol is not read yet, "
+            "and clients' requests would be refused"
+        )

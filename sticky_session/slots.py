@@ -14,10 +14,11 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from socket import AF_UNIX, SOCK_SEQPACKET
+from socket import AF_UNIX, MSG_DONTWAIT, MSG_PEEK, SOCK_SEQPACKET
 from typing import Any
 
 from sticky_session import handoff
+from sticky_session.config import Options
 
 _CELLS_A_SLOT = 3
 _HEADER_CELLS = 4
@@ -36,6 +37,15 @@ class Channel:
         self.listener_end.close()
         self.worker_end.close()
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether no frame waits in it."""
+        try:
+            self.worker_end.recv(1, MSG_PEEK | MSG_DONTWAIT)
+        except BlockingIOError:
+            return True
+        return False
+
 
 class Table:
     """What arbiter, listener and workers tell each other, in memory they share.
@@ -51,6 +61,8 @@ class Table:
         view = memoryview(self._memory)
         self._numbers = view.cast("Q")
         self._times = view.cast("d")
+        # Only one process can take the one that is in here; memory can't promise that.
+        self._boot_report = os.eventfd(1, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
 
     def _cell(self, slot: int) -> int:
         return _HEADER_CELLS + _CELLS_A_SLOT * slot
@@ -102,35 +114,56 @@ class Table:
         """What changes whenever keys move; a kept-alive connection from before may be in the wrong place."""
         return self._numbers[2], self._numbers[3]
 
+    def note_closed(self, listener: int) -> None:
+        """The listener with this process id accepts no more."""
+        self._numbers[1] = listener
+
+    @property
+    def last_closed(self) -> int:
+        """The process id of the last listener that has ceased to accept."""
+        return self._numbers[1]
+
     def claim_boot_report(self) -> bool:
         """Whether the caller is the first worker that reports why it could not boot."""
-        first = self._numbers[1] == 0
-        self._numbers[1] = 1
-        return first
+        try:
+            os.eventfd_read(self._boot_report)
+        except BlockingIOError:
+            return False
+        return True
 
     def close(self) -> None:
         """Give the memory back in this process."""
         self._numbers.release()
         self._times.release()
+        handoff.close(self._boot_report)
 
 
 @dataclass
 class Generation:
     """One set of channels and their table.
 
-    :ivar capacity: how many slots there can be
+    :ivar options: those in force when it was made; a later reload may fail, and this one go on
     :ivar ring_size: how many slots the listener's ring has; the channels may be more while the ring grows or shrinks
     :ivar binds: family and address of every listening socket, by the frame's index
+    :ivar failures: slot -> how many times in a row its worker failed to boot
+    :ivar retry_at: slot -> when another worker may be started for it after that, by CLOCK_MONOTONIC
     """
 
-    capacity: int
+    options: Options
     ring_size: int
     binds: list[tuple[int, Any]]
     channels: list[Channel] = field(default_factory=list)
+    failures: dict[int, int] = field(default_factory=dict)
+    retry_at: dict[int, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.table = Table(self.capacity)
         self.grow(self.ring_size)
+
+    @property
+    def capacity(self) -> int:
+        """How many slots there can be."""
+        return self.options.partitions
 
     def grow(self, slots: int) -> None:
         """Have channels for ``slots`` slots, empty from now on."""
@@ -198,8 +231,10 @@ def wake(doorbell: int) -> None:
 def pour(source: Channel, targets: list[Channel], route: Callable[[handoff.Frame], int]) -> int:
     """Move the frames left in a channel that nobody reads any more into other channels.
 
+    It ends at a frame whose new channel is full: that one goes back, to be tried again later.
+
     :param route: gives the index in ``targets`` for a frame
-    :returns: how many connections had to be closed, because their new channel was full
+    :returns: how many connections were lost
     """
     receiver = handoff.Receiver(source.worker_end)
     lost = 0
@@ -211,10 +246,13 @@ def pour(source: Channel, targets: list[Channel], route: Callable[[handoff.Frame
         if frame is None:
             lost += 1
             continue
+        message = handoff.encode(frame.bind, frame.address, frame.data)
         try:
-            message = handoff.encode(frame.bind, frame.address, frame.data)
             handoff.send(targets[route(frame)].listener_end, message, frame.descriptor)
+        except BlockingIOError:
+            handoff.send(source.listener_end, message, frame.descriptor)
+            return lost
         except OSError:
             lost += 1
         finally:
-            os.close(frame.descriptor)
+            handoff.close(frame.descriptor)

@@ -2,8 +2,9 @@
 
 They share the listening sockets, so without an agreement a client's connections would go to either. The old arbiter
 passes one end of a socket pair to the new one through exec. When the new one's workers have all booted it says READY;
-the old one stops its listener and says GO; then the new one starts its own. If the new one goes away, however it went,
-its end closes and the old one accepts again; if the old one goes away, the new one need not wait any more.
+the old one stops its listener and, when that accepts no more, says GO; then the new one starts its own. If the new one
+goes away, however it went, its end closes and the old one accepts again; if the old one goes away, the new one need
+not wait any more.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ class Upgrade:
         self._elder_yields = elder is None
         self._younger: _socket.socket | None = None
         self._yields = False
+        self._said_go = False
         if elder is not None:
             elder.setblocking(False)
             watch(elder.fileno())
@@ -64,21 +66,24 @@ class Upgrade:
         ours.setblocking(False)
         self._watch(ours.fileno())
         self._younger = ours
-        self._yields = False
+        self._yields = self._said_go = False
 
-    def may_accept(self, ready: bool) -> bool:
+    def may_accept(self, ready: bool, accepting: bool) -> bool:
         """Whether this arbiter should have a listener now.
 
         :param ready: whether its own workers have all booted
+        :param accepting: whether a listener of its own still accepts
         """
         if self._younger is not None:
             said = receive(self._younger)
+            if said:
+                self._yields = True
             if said == b"":
                 self._younger.close()
                 self._younger = None
                 self._yields = False
-            elif said is not None:
-                self._yields = True
+            elif self._yields and not accepting and not self._said_go:
+                self._said_go = True
                 send(self._younger, GO)
         if self._elder is not None and not self._elder_yields:
             if ready and not self._said_ready:

@@ -15,6 +15,7 @@ import hashlib
 import struct
 from typing import TYPE_CHECKING, Any
 
+import gevent
 from gevent.lock import Semaphore
 from geventwebsocket.exceptions import WebSocketError
 from geventwebsocket.websocket import MSG_ALREADY_CLOSED, MSG_SOCKET_DEAD, Stream
@@ -31,7 +32,13 @@ NORMAL = 1000
 PROTOCOL_ERROR = 1002
 INVALID_DATA = 1007
 TOO_BIG = 1009
+INTERNAL_ERROR = 1011
 SERVICE_RESTART = 1012
+
+# After so many frames the others get their turn: a client that sends without a pause never makes its greenlet wait.
+TURN_FRAMES = 32
+# What a control frame has room for beside the code.
+MAX_REASON_BYTES = 123
 
 
 class HandshakeError(Exception):
@@ -59,7 +66,7 @@ def accept_key(environ: dict[str, Any]) -> str:
     :raises HandshakeError: it can't be accepted
     """
     if environ.get("HTTP_SEC_WEBSOCKET_VERSION") != "13":
-        raise HandshakeError("426 Upgrade Required", [("Sec-WebSocket-Version", "13")])
+        raise HandshakeError("426 Upgrade Required", [("Upgrade", "websocket"), ("Sec-WebSocket-Version", "13")])
     key = environ.get("HTTP_SEC_WEBSOCKET_KEY", "")
     try:
         nonce = base64.b64decode(key, validate=True)
@@ -113,6 +120,7 @@ class WebSocket(GeventWebSocket):  # type: ignore[misc]
         self._accept = accept
         self._max_bytes = max_bytes
         self._sending = Semaphore(1)
+        self._frames = 0
 
     def __del__(self) -> None:
         # The handler closes; the base class would try again.
@@ -176,6 +184,9 @@ class WebSocket(GeventWebSocket):  # type: ignore[misc]
             raise _Violation(INVALID_DATA) from None
 
     def _read_frame(self, max_bytes: int) -> tuple[int, int, bytes]:
+        self._frames += 1
+        if self._frames % TURN_FRAMES == 0:
+            gevent.sleep(0)
         first, second = self._read(2)
         opcode = first & 0x0F
         final = first & 0x80
@@ -251,8 +262,11 @@ class WebSocket(GeventWebSocket):  # type: ignore[misc]
             return
         self._closed = True
         reason = message.encode("utf-8") if isinstance(message, str) else bytes(message)
+        if len(reason) > MAX_REASON_BYTES:
+            # Not in the middle of a character.
+            reason = reason[:MAX_REASON_BYTES].decode("utf-8", "ignore").encode("utf-8")
         try:
-            self._send(struct.pack("!H", code) + reason[:123], _CLOSE)
+            self._send(struct.pack("!H", code) + reason, _CLOSE)
         except WebSocketError:
             # The client is gone, and that is what was wanted.
             return

@@ -110,7 +110,9 @@ class Worker(GeventWorker):  # type: ignore[misc]
         _worker_in_this_process[:] = [self]
         self.server = Server(self)
         self.server.start()
-        self.seat.take()
+        if self.alive:
+            # Told to stop while it booted, it must not take the slot from the one that has come after it.
+            self.seat.take()
         interval = min(1.0, self.timeout) if self.timeout else 1.0
         while self.alive:
             self.notify()
@@ -118,6 +120,8 @@ class Worker(GeventWorker):  # type: ignore[misc]
         self._finish(interval)
 
     def _finish(self, interval: float) -> None:
+        # Leaving wakes the arbiter: after a SIGABRT for a timeout it would still see the old time, and kill.
+        self.notify()
         self.seat.leave()
         deadline = time.monotonic() + self.cfg.graceful_timeout
         self.server.retire(drain=self._drain)
