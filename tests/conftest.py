@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Generator
 
+import hypothesis
 import pytest
 
 from harness import STARTED, adopt_orphans, command_line, descendants, kill_all, reap_orphans
@@ -12,14 +13,19 @@ from harness import STARTED, adopt_orphans, command_line, descendants, kill_all,
 
 def pytest_configure() -> None:
     adopt_orphans()
+    # A machine that is slow for a moment is no failure; and what is found is written down as a test, not remembered.
+    hypothesis.settings.register_profile("tests", deadline=None, database=None)
+    hypothesis.settings.load_profile("tests")
 
 
 @pytest.fixture(autouse=True)
 def _nothing_left() -> Generator[None, None, None]:
-    """No process that a test started, directly or not, outlives it."""
+    """No process that a test started, directly or not, outlives it; servers that tests share may replace theirs."""
     STARTED[:] = [process for process in STARTED if not process.closed]
+    shared = list(STARTED)
     before = set(descendants(os.getpid()))
     yield
+    before.update(pid for process in shared for pid in process.family())
     left = {pid: command_line(pid) for pid in descendants(os.getpid()) if pid not in before}
     kill_all(left)
     reap_orphans()

@@ -1,0 +1,130 @@
+"""No descriptors left: the listener backs off, says so once, and recovers; nothing ends, nothing is lost."""
+
+from __future__ import annotations
+
+import contextlib
+import subprocess
+import sys
+from collections.abc import Iterator
+from signal import SIGTERM
+
+import pytest
+
+from harness import Server, addresses, alive, connect, descriptors, get, wait_until
+from pending import client_of, receive, send, stopped
+
+OUT = "Can't accept connections: Too many open files"
+BACK = "Descriptors are available again"
+NOBODY = 65534
+# More descriptors on their way than any limit below allows: a socket pair that nobody reads (unix(7), ETOOMANYREFS).
+HOARDER = """
+import array, socket, sys
+ends = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+ends[0].setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
+for _ in range(4):
+    socket.send_fds(ends[0], [b"x"], [0] * 250)
+print("full", flush=True)
+sys.stdin.read()
+"""
+
+
+def limited(limit: int) -> tuple[str, ...]:
+    """What starts a server with so many descriptors for each of its processes."""
+    return ("prlimit", f"--nofile={limit}")
+
+
+@contextlib.contextmanager
+def hoarder(user: int) -> Iterator[None]:
+    """A process of this user that has more descriptors on their way than the server's limit."""
+    command = ["setpriv", f"--reuid={user}", "--clear-groups", sys.executable, "-c", HOARDER]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdin
+        assert process.stdout
+        assert process.stdout.readline() == "full\n"
+        try:
+            yield
+        finally:
+            process.stdin.close()
+
+
+def test_listener_backs_off_and_recovers() -> None:
+    """Out of descriptors the listener leaves connections in the backlog, and says so once however long it takes."""
+    with Server(workers=2, prefix=limited(64)) as server:
+        listener, workers = server.listener_pid, dict(server.worker_pids)
+        before = descriptors(listener)
+        hung = client_of(0, 2)
+        mark = server.mark()
+        with stopped(workers[0]):
+            # The slot's channel and queue take a few, the next ones get 503 and hold a descriptor till they are read.
+            silent = [connect(server.port, hung) for _ in range(150)]
+            server.wait_for(OUT, after=mark)
+            waiting = [send(server.port, "/", client_of(1, 2)) for _ in range(20)]
+            # Those that were refused are dropped after a while: then others are accepted, and it is full again.
+            assert silent[60].recv(4096).startswith(b"HTTP/1.1 503 ")
+            for connection in silent:
+                connection.close()
+            server.wait_for(BACK, after=mark)
+            assert [receive(it).json()["pid"] for it in waiting] == [workers[1]] * 20
+        assert len(server.find(OUT, after=mark)) == len(server.find(BACK, after=mark)) == 1
+        assert get(server.port, "/", hung).json()["pid"] == workers[0]
+        assert get(server.port, "/", client_of(1, 2)).json()["pid"] == workers[1]
+        wait_until(lambda: descriptors(listener) <= before, what="the listener has closed everything")
+        assert server.listener_pid == listener
+        assert not server.find("Traceback|The listener failed|was lost")
+
+
+def test_workers_with_few_descriptors() -> None:
+    """A worker takes only as many connections as it has descriptors for; the others wait, and none is lost."""
+    with Server(workers=2, prefix=limited(100)) as server:
+        server.wait_for(r"worker_connections=1000, but the limit on open files \(100\) leaves room for", count=2)
+        slow = [send(server.port, "/slow?seconds=0.2", address) for address in addresses(40)]
+        assert {receive(it).status for it in slow} <= {200, 503}
+        assert {get(server.port, "/", address).status for address in addresses(40)} == {200}
+        assert all(map(alive, server.worker_pids.values()))
+        assert not server.find("Traceback|The listener failed|was lost")
+
+
+def test_term_while_out_of_descriptors() -> None:
+    """TERM while the listener backs off: it ends in order."""
+    with Server(workers=2, prefix=limited(64), args=["--graceful-timeout", "3"]) as server:
+        with stopped(server.worker_pids[0]):
+            silent = [connect(server.port, client_of(0, 2)) for _ in range(150)]
+            server.wait_for(OUT)
+            server.signal(SIGTERM)
+            assert server.wait() == 0
+        server.assert_nothing_left()
+        assert not server.find("Traceback|The listener failed")
+        for connection in silent:
+            connection.close()
+
+
+@pytest.mark.parametrize("how", ["setpriv", "--user"])
+def test_too_many_descriptors_on_their_way(how: str) -> None:
+    """ETOOMANYREFS, which only users without privileges meet: connections wait in the listener, and none is lost."""
+    # Nobody else can look into our directories, where Python itself may be installed: group 0 can.
+    prefix, args = limited(200), ["--user", str(NOBODY)]
+    if how == "setpriv":
+        prefix, args = (*prefix, "setpriv", f"--reuid={NOBODY}", "--clear-groups"), []
+    with Server(workers=2, prefix=prefix, args=args) as server:
+        listener = server.listener_pid
+        with hoarder(NOBODY):
+            before = descriptors(listener)
+            waiting = [send(server.port, "/", address) for address in addresses(20)]
+            wait_until(lambda: descriptors(listener) == before + 20, what="the listener holds all connections")
+        assert {receive(it).status for it in waiting} == {200}
+        assert server.listener_pid == listener
+        wait_until(lambda: descriptors(listener) == before, what="the listener has closed everything")
+
+
+def test_last_connections_of_a_listener_that_cannot_send() -> None:
+    """TERM while descriptors can't be sent: the listener waits until they can, and nothing is lost."""
+    with Server(workers=2, prefix=limited(200), args=["--user", str(NOBODY)]) as server:
+        listener = server.listener_pid
+        with hoarder(NOBODY):
+            before = descriptors(listener)
+            waiting = [send(server.port, "/", address) for address in addresses(20)]
+            wait_until(lambda: descriptors(listener) == before + 20, what="the listener holds all connections")
+            server.signal(SIGTERM)
+            server.wait_for("Handling signal: term")
+        assert {receive(it).status for it in waiting} == {200}
+        assert server.wait() == 0

@@ -1,0 +1,293 @@
+"""SIGHUP: new configuration and code with no request lost, and the old ones where the new can't be used."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from signal import SIGHUP, SIGKILL
+
+import pytest
+import websocket
+
+from harness import APPS, Load, Server, addresses, descriptors, get, wait_until
+from midway import Sessions, ask, children_and_zombies, clients_of, websocket_to
+from pending import stopped
+
+APP = """
+import os
+{extra}
+import survivor
+
+def app(environ, start_response):
+    if environ["PATH_INFO"] != "/version":
+        return survivor.app(environ, start_response)
+    start_response("200 OK", [("Content-Type", "text/plain"), ("Content-Length", "3")])
+    return [b"{version} " + os.environ.get("FLAVOUR", "-").encode()]
+"""
+
+
+class Site:
+    """An app and a configuration file, which a test writes anew, and a server of them.
+
+    :param place: an empty directory
+    :param door: see :class:`harness.Server`
+    """
+
+    def __init__(self, place: Path, door: str = "gunicorn") -> None:
+        self._place = place
+        self.write(1)
+        self.configure()
+        self.server = Server(
+            "site_app:app",
+            workers=None,
+            door=door,
+            args=("-c", "site_config.py"),
+            # Bytecode could be taken for that of a source file written in the same second.
+            env={"PYTHONPATH": os.fspath(APPS), "PYTHONDONTWRITEBYTECODE": "1", "WEB_CONCURRENCY": "2"},
+            cwd=place,
+        )
+
+    def write(self, version: int, extra: str = "") -> None:
+        """Write the app, which tells its version."""
+        (self._place / "site_app.py").write_text(APP.format(version=version, extra=extra))
+
+    def configure(self, text: str = "") -> None:
+        """Write the configuration file."""
+        (self._place / "site_config.py").write_text(text)
+
+    def hang_up(self) -> int:
+        """Send SIGHUP.
+
+        :returns: a mark in the log before it
+        """
+        mark = self.server.mark()
+        self.server.signal(SIGHUP)
+        return mark
+
+    def reload(self, workers: int = 2) -> None:
+        """Send SIGHUP and wait until only new workers are left."""
+        former = set(self.server.worker_pids.values())
+        mark = self.hang_up()
+        for slot in range(workers):
+            self.server.wait_for_worker(slot, after=mark)
+        for pid in former:
+            self.server.wait_for(rf"Worker exiting \(pid: {pid}\)", after=mark)
+
+    def version(self, address: str = "127.0.0.7") -> str:
+        """What the app says of itself and of its environment."""
+        return get(self.server.port, "/version", address).body.decode()
+
+    def census(self) -> tuple[int, int]:
+        """What the arbiter holds: descriptors, and children."""
+        pid = self.server.arbiter_pid
+        return descriptors(pid), children_and_zombies(pid)
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Iterator[Site]:
+    """A running server with two workers."""
+    site = Site(tmp_path)
+    with site.server:
+        yield site
+
+
+def test_reload_under_load(site: Site) -> None:
+    """No request fails; new code and configuration are in force; clients keep their slots; nothing is leaked."""
+    clients = addresses(40)
+    census = site.census()
+    with Load(site.server.port, clients) as load:
+        for version in (2, 3, 4):
+            load.wait_for(100)
+            site.write(version)
+            site.configure(f"raw_env = ['FLAVOUR={version}']\nkeepalive = 0\n")
+            site.reload()
+            assert {site.version(address) for address in clients} == {f"{version} {version}"}
+        load.wait_for(100)
+    assert load.failures == []
+    for address in clients:
+        assert len(load.slots(address)) == 1
+        assert load.pids(address) & set(site.server.worker_pids.values())
+    assert get(site.server.port, "/", headers={"Connection": "keep-alive"}).headers["Connection"] == "close"
+    wait_until(lambda: site.census() == census, what=f"the arbiter has {census} again")
+
+
+def test_reload_with_one_more_worker(site: Site) -> None:
+    """The ring grows with the new configuration: only the new slot's clients move, and no request fails."""
+    clients = addresses(40)
+    movers = set(clients_of(2, 10, workers=3))
+    with Load(site.server.port, [*clients, *movers]) as load:
+        load.wait_for(100)
+        site.configure("workers = 3")
+        site.reload(workers=3)
+        load.wait_for(100)
+    assert load.failures == []
+    for address in load.history:
+        assert (2 in load.slots(address)) == (address in movers or address in clients_of(2, 40, workers=3))
+        assert len(load.slots(address) - {2}) <= 1
+
+
+def test_app_that_fails_to_import(site: Site) -> None:
+    """The old workers go on serving; one line says why; the arbiter listens, and a good SIGHUP works at once."""
+    with Load(site.server.port, addresses(20)) as load:
+        census = site.census()
+        with Sessions(site.server.port, addresses(2, 50)) as sessions:
+            for module in ("no_such_module", "nor_this"):
+                site.write(2, extra=f"import {module}")
+                mark = site.hang_up()
+                site.server.wait_for(module, after=mark)
+                # Another signal has its effect now, not when some time is over.
+                wait_until(lambda: site.census() == census, what=f"the arbiter has {census} again")
+                assert len(site.server.find(rf"\[ERROR\] Can't load the app: .*{module}", after=mark)) == 1
+                sessions.assert_unmoved()
+            assert site.version() == "1 -"
+        site.write(3)
+        site.reload()
+        assert site.version() == "3 -"
+    assert load.failures == []
+
+
+@pytest.mark.parametrize(
+    ("config", "complaint"),
+    [
+        ("workers = (", "SyntaxError"),
+        ("raise RuntimeError('no such luck')", "no such luck"),
+        ("workers = 'several'", "several"),
+        ("workers = 0", "workers=0"),
+        ("workers = 2000", "workers=2000"),
+        ("worker_class = 'no.such.Worker'", "no.such.Worker"),
+        ("worker_class = 'gevent'", "worker_class=gevent"),
+        ("sticky_seed = -1", "-1"),
+    ],
+)
+def test_configuration_with_an_error(tmp_path: Path, config: str, complaint: str) -> None:
+    """The same processes go on serving; one line says why; a good SIGHUP works afterwards."""
+    site = Site(tmp_path, door="serve")
+    with site.server, Load(site.server.port, addresses(20)) as load:
+        before = dict(site.server.worker_pids)
+        listener = site.server.listener_pid
+        site.configure(config)
+        mark = site.hang_up()
+        site.server.wait_for("Reload failed", after=mark)
+        assert len(site.server.find(r"\[ERROR\]", after=mark)) == 1
+        assert site.server.find(complaint, after=mark)
+        load.wait_for(50)
+        assert site.server.worker_pids == before
+        assert site.server.listener_pid == listener
+        site.configure("raw_env = ['FLAVOUR=s']")
+        site.reload()
+        assert site.version() == "1 s"
+    assert load.failures == []
+
+
+def test_failed_reload_leaves_the_ring(tmp_path: Path) -> None:
+    """After a reload that failed a new listener routes as the old one did, and a killed worker comes back at once."""
+    site = Site(tmp_path, door="serve")
+    clients = addresses(20)
+    with site.server, Load(site.server.port, clients) as load:
+        load.wait_for(50)
+        census = site.census()
+        site.write(2, extra="import no_such_module")
+        site.configure("sticky_seed = 1\nworkers = 3")
+        for _ in range(4):
+            mark = site.hang_up()
+            site.server.wait_for("Can't load the app", after=mark)
+            wait_until(lambda: site.census() == census, what=f"the arbiter has {census} again")
+        site.write(3)
+        mark = site.server.mark()
+        os.kill(site.server.worker_pids[0], SIGKILL)
+        # That others could not boot is no reason to wait.
+        site.server.wait_for_worker(0, after=mark, timeout=1.5)
+        for _ in range(2):
+            mark = site.server.mark()
+            os.kill(site.server.listener_pid, SIGKILL)
+            site.server.wait_for_listener(after=mark)
+            load.wait_for(50)
+        assert all(len(load.slots(address)) == 1 for address in clients)
+        # What a killed process has in its hands: the worker those of four threads, a listener one connection.
+        assert len(load.failures) <= 6, load.failures
+
+
+def test_good_reload_before_a_bad_one(tmp_path: Path) -> None:
+    """A configuration with an error doesn't take back the reload before it, which was still under way."""
+    site = Site(tmp_path)
+    with site.server, Load(site.server.port, addresses(20)) as load:
+        site.write(2, extra="import time; time.sleep(1)")
+        site.configure("workers = 3")
+        mark = site.hang_up()
+        site.server.wait_for("Booting worker", count=3, after=mark)
+        site.configure("workers = (")
+        site.hang_up()
+        site.server.wait_for("Reload failed", after=mark)
+        for slot in range(3):
+            site.server.wait_for_worker(slot, after=mark)
+        wait_until(lambda: site.version() == "2 -")
+        assert len(site.server.find("Booting worker", after=mark)) == 3
+    assert load.failures == []
+
+
+def test_reload_with_open_websockets(site: Site) -> None:
+    """Old workers close them with 1012, service restart; a client that comes back has the same slot, new code."""
+    with websocket_to(site.server.port, "127.0.0.7") as opened:
+        before = ask(opened)
+        site.write(2)
+        mark = site.hang_up()
+        opcode, payload = opened.recv_data()
+        assert (opcode, payload[:2]) == (websocket.ABNF.OPCODE_CLOSE, (1012).to_bytes(2, "big"))
+        site.server.wait_for(rf"Worker exiting \(pid: {before['pid']}\)", after=mark)
+    with websocket_to(site.server.port, "127.0.0.7") as opened:
+        after = ask(opened)
+    assert after["slot"] == before["slot"]
+    assert after["pid"] == site.server.worker_pids[after["slot"]] != before["pid"]
+    assert site.version() == "2 -"
+
+
+def test_reloads_in_quick_succession(site: Site) -> None:
+    """Ten at once, and one that finds the former half done, end with the last code everywhere and no request lost."""
+    clients = addresses(20)
+    census = site.census()
+    with Load(site.server.port, clients, threads=2) as load:
+        for version in range(2, 8):
+            site.write(version)
+            mark = site.hang_up()
+            site.server.wait_for("Booting worker", after=mark)
+        site.write(8)
+        for _ in range(4):
+            site.server.signal(SIGHUP)
+        wait_until(lambda: {site.version(address) for address in clients} == {"8 -"}, timeout=30)
+        wait_until(lambda: site.census() == census, timeout=30, what=f"the arbiter has {census} again")
+    assert load.failures == []
+    assert all(len(load.slots(address)) == 1 for address in clients)
+
+
+def test_reload_while_a_request_takes_long(site: Site) -> None:
+    """The arbiter does its work while an old worker finishes: it replaces what is killed, and reloads again."""
+    slow = clients_of(0, 1, workers=2)[0]
+    quick = clients_of(1, 1, workers=2)[0]
+    with websocket_to(site.server.port, slow) as opened:
+        # This client doesn't answer the closing handshake, so its worker waits for it.
+        lingering = ask(opened)["pid"]
+        mark = site.hang_up()
+        site.server.wait_for_listener(after=mark)
+        mark = site.server.mark()
+        os.kill(get(site.server.port, "/", quick).json()["pid"], SIGKILL)
+        site.server.wait_for_worker(1, after=mark)
+        site.write(2)
+        site.hang_up()
+        wait_until(lambda: site.version(slow) == site.version(quick) == "2 -")
+        assert not site.server.find(rf"Worker exiting \(pid: {lingering}\)")
+        opened.recv_data()
+
+
+def test_reload_with_a_stopped_listener(tmp_path: Path) -> None:
+    """A listener that hangs when it is to be replaced doesn't keep the old workers for ever."""
+    site = Site(tmp_path)
+    site.configure("timeout = 2")
+    with site.server:
+        census = site.census()
+        hanging = site.server.listener_pid
+        site.write(2)
+        with stopped(hanging):
+            site.reload()
+        wait_until(lambda: site.census() == census, timeout=30, what=f"the arbiter has {census} again")
+        assert site.version() == "2 -"

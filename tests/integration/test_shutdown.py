@@ -1,0 +1,253 @@
+"""SIGTERM: the listener stops first, what was accepted is served. SIGINT and SIGQUIT: at once."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+from signal import SIGHUP, SIGINT, SIGKILL, SIGQUIT, SIGTERM
+
+import pytest
+
+from harness import (
+    ADDRESS,
+    Client,
+    Load,
+    Server,
+    addresses,
+    alive,
+    connect,
+    get,
+    wait_until,
+)
+from pending import Gate, client_of, is_refused, receive, send, stopped, unix_send
+
+# What a shutdown may take beside the time that it waits for something on purpose: a busy machine is slow.
+SLACK_SECONDS = 4.0
+
+
+def assert_ends(server: Server, within: float) -> None:
+    """The server ends in order, in so many seconds and some slack."""
+    began = time.monotonic()
+    assert server.wait() == 0
+    assert time.monotonic() - began < within + SLACK_SECONDS
+    server.assert_nothing_left()
+
+
+@pytest.mark.parametrize("door", ["gunicorn", "serve"])
+def test_backlog_and_channels_are_served(door: str) -> None:
+    """TERM: connections that wait in the kernel's backlog or in a channel get their answers."""
+    with Server(workers=2, door=door) as server:
+        busy = client_of(0, 2)
+        with stopped(server.worker_pids[0]):
+            in_channel = [send(server.port, "/", busy) for _ in range(8)]
+            # The listener takes connections in order, so these have arrived in the channel now.
+            get(server.port, "/", client_of(1, 2))
+            with stopped(server.listener_pid):
+                in_backlog = [send(server.port, "/", address) for address in addresses(60)]
+                server.signal(SIGTERM)
+                server.wait_for("Handling signal: term")
+        assert {receive(it).json()["slot"] for it in in_channel} == {0}
+        assert {receive(it).json()["slot"] for it in in_backlog} == {0, 1}
+        assert_ends(server, 0)
+        assert is_refused(server.port)
+
+
+def test_load_ends_cleanly() -> None:
+    """TERM under load: whoever was connected is answered, the others are refused.
+
+    Who connects in the very moment between the last accept and the close is reset: the kernel has no way out of that.
+    """
+    with Server(workers=2) as server, Load(server.port, addresses(40)) as load:
+        load.wait_for(200)
+        assert server.stop() == 0
+        load.wait_for(40)
+    assert load.replies.total() >= 200
+    assert len([failure for failure in load.failures if "ConnectionRefusedError" not in failure]) <= 1
+
+
+def test_listener_stops_first_and_slow_requests_finish() -> None:
+    """TERM: nobody can connect any more while the requests under way finish."""
+    with Server(workers=2) as server:
+        slow = [send(server.port, "/slow?seconds=2", address) for address in addresses(20)]
+        for address in addresses(20):
+            get(server.port, "/", address)
+        server.signal(SIGTERM)
+        wait_until(lambda: is_refused(server.port), what="the port is closed")
+        assert all(map(alive, server.worker_pids.values()))
+        assert {receive(it).json()["slot"] for it in slow} == {0, 1}
+        assert_ends(server, 0)
+
+
+def test_connection_without_a_request_yet() -> None:
+    """TERM: a client that had connected, and whose request comes a moment later, is served; idle ones are closed."""
+    with Server(workers=1) as server:
+        early = connect(server.port, ADDRESS)
+        with Client(server.port, ADDRESS) as idle:
+            # The worker takes connections in order, so it has the first one now.
+            assert idle.get("/").status == 200
+            server.signal(SIGTERM)
+            assert idle.sock.recv(1) == b""
+            early.sendall(b"GET / HTTP/1.1\r\nHost: here\r\n\r\n")
+            answer = b"".join(iter(lambda: early.recv(4096), b""))
+            early.close()
+        assert answer.startswith(b"HTTP/1.1 200 OK\r\n")
+        assert b"\r\nConnection: close\r\n" in answer
+        assert_ends(server, 0)
+
+
+@pytest.mark.parametrize("door", ["gunicorn", "serve"])
+def test_sockets_and_files_are_removed(door: str, tmp_path: Path) -> None:
+    """TERM: exit status 0, and neither Unix sockets nor the pid file are left, also with several binds."""
+    pid_file, path = tmp_path / "pid", tmp_path / "socket"
+    binds = ["127.0.0.1:0", f"unix:{path}", "127.0.0.1:0"]
+    with Server(workers=2, door=door, bind=binds, args=["--pid", str(pid_file)]) as server:
+        assert pid_file.read_text() == f"{server.pid}\n"
+        assert [get(port).status for port in server.ports] == [200, 200]
+        assert receive(unix_send(path)).status == 200
+        with stopped(server.listener_pid):
+            waiting = unix_send(path)
+            server.signal(SIGTERM)
+            server.wait_for("Handling signal: term")
+        assert receive(waiting).status == 200
+        assert_ends(server, 0)
+        assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("number", [SIGINT, SIGQUIT])
+def test_quick_shutdown(number: int) -> None:
+    """INT and QUIT don't wait for requests under way, and the exit status is 0 all the same."""
+    with Server(workers=2) as server:
+        slow = send(server.port, "/slow?seconds=60")
+        get(server.port)
+        server.signal(number)
+        assert_ends(server, 0)
+        slow.close()
+
+
+def test_second_signal_during_shutdown() -> None:
+    """A second TERM changes nothing, INT makes a graceful shutdown a quick one."""
+    with Server(workers=1) as server:
+        slow, slower = send(server.port, "/slow?seconds=1"), send(server.port, "/slow?seconds=60")
+        get(server.port)
+        server.signal(SIGTERM)
+        server.wait_for("Handling signal: term")
+        server.signal(SIGTERM)
+        assert receive(slow).status == 200
+        assert server.running()
+        server.signal(SIGINT)
+        assert_ends(server, 2)
+        slower.close()
+
+
+def test_graceful_timeout_is_for_everything() -> None:
+    """TERM: a worker that hangs with connections waiting for it delays the end by graceful_timeout, not more."""
+    with Server(workers=2, args=["--graceful-timeout", "2"]) as server:
+        hung = client_of(0, 2)
+        with stopped(server.worker_pids[0]):
+            # More than a channel holds: the listener waits for room.
+            waiting = [send(server.port, "/", hung) for _ in range(40)]
+            server.signal(SIGTERM)
+            began = time.monotonic()
+            assert server.wait() == 0
+            assert time.monotonic() - began < 2 + 1.5
+            for client in waiting:
+                client.close()
+
+
+def test_quick_shutdown_while_the_listener_waits_for_room() -> None:
+    """INT after TERM: the listener does not wait any longer for a worker that hangs."""
+    with Server(workers=2) as server:
+        hung = client_of(0, 2)
+        with stopped(server.worker_pids[0]):
+            waiting = [send(server.port, "/", hung) for _ in range(40)]
+            server.signal(SIGTERM)
+            server.wait_for("Handling signal: term")
+            server.signal(SIGINT)
+            assert_ends(server, 2)
+            for client in waiting:
+                client.close()
+
+
+def test_term_to_everybody_at_once() -> None:
+    """TERM to all processes, as service managers send it: who was connected is served even if workers end first."""
+    with Server(workers=2) as server:
+        workers = list(server.worker_pids.values())
+        with stopped(server.listener_pid):
+            in_backlog = [send(server.port, "/", address) for address in addresses(20)]
+            os.killpg(server.pid, SIGTERM)
+            wait_until(lambda: not any(map(alive, workers)), what="the workers are gone")
+        replies = [receive(it).json() for it in in_backlog]
+        assert {reply["slot"] for reply in replies} == {0, 1}
+        assert not {reply["pid"] for reply in replies} & set(workers)
+        assert_ends(server, 0)
+
+
+def test_connections_of_a_worker_that_was_just_killed() -> None:
+    """TERM right after a worker's death: what waited in its channel is served all the same."""
+    with Server(workers=2) as server:
+        client = client_of(1, 2)
+        with stopped(server.worker_pids[1], server.pid):
+            waiting = [send(server.port, "/", client) for _ in range(8)]
+            get(server.port, "/", client_of(0, 2))
+            os.kill(server.worker_pids[1], SIGKILL)
+            server.signal(SIGTERM)
+        assert {receive(it).json()["slot"] for it in waiting} == {1}
+        assert_ends(server, 0)
+
+
+def test_term_while_booting(tmp_path: Path) -> None:
+    """TERM while the app is being imported: what waits is served when it is done, and the exit status is 0."""
+    gate = Gate(tmp_path)
+    gate.close()
+    with Server("gated:app", workers=2, env=gate.env, ready=False) as server:
+        server.wait_for("Listener ready")
+        waiting = [send(server.port, "/", address) for address in addresses(10)]
+        server.signal(SIGTERM)
+        server.wait_for("Handling signal: term")
+        wait_until(lambda: is_refused(server.port), what="the port is closed")
+        gate.open()
+        assert {receive(it).json()["slot"] for it in waiting} == {0, 1}
+        assert_ends(server, 0)
+
+
+def test_term_while_an_import_hangs(tmp_path: Path) -> None:
+    """TERM while the app's import hangs: the end comes after graceful_timeout, with status 0."""
+    gate = Gate(tmp_path)
+    gate.close()
+    with Server("gated:app", workers=2, env=gate.env, args=["--graceful-timeout", "1"], ready=False) as server:
+        server.wait_for("Listener ready")
+        server.signal(SIGTERM)
+        assert_ends(server, 1)
+
+
+def test_term_while_new_code_boots(tmp_path: Path) -> None:
+    """TERM while HUP's new workers boot: requests under way finish, exit status 0."""
+    gate = Gate(tmp_path)
+    with Server("gated:app", workers=2, env=gate.env, args=["--graceful-timeout", "3"]) as server:
+        slow = send(server.port, "/slow?seconds=1")
+        get(server.port)
+        gate.close()
+        mark = server.mark()
+        server.signal(SIGHUP)
+        server.wait_for("Booting worker", after=mark, count=2)
+        server.signal(SIGTERM)
+        assert receive(slow).status == 200
+        assert_ends(server, 3)
+
+
+@pytest.mark.parametrize(("number", "seconds"), [(SIGTERM, 2), (SIGINT, 60)])
+def test_end_while_old_workers_finish(number: int, seconds: int) -> None:
+    """While HUP's old workers finish: TERM lets them, INT doesn't, neither waits for the reload's end."""
+    with Server(workers=2) as server:
+        slow = send(server.port, f"/slow?seconds={seconds}")
+        get(server.port)
+        mark = server.mark()
+        server.signal(SIGHUP)
+        server.wait_for_listener(after=mark)
+        server.signal(number)
+        server.wait_for(f"Handling signal: {number.name.removeprefix('SIG').lower()}", timeout=1.5, after=mark)
+        if number == SIGTERM:
+            assert receive(slow).status == 200
+        assert_ends(server, 0)
+        slow.close()

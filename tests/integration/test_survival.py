@@ -1,0 +1,180 @@
+"""What is left when a process is killed or hangs: the listener, a worker, the arbiter, the master of listen()."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+from pathlib import Path
+from signal import SIGKILL
+
+import pytest
+import websocket
+
+from harness import APPS, Load, Script, Server, addresses, alive, descriptors, wait_until
+from midway import (
+    Pending,
+    Sessions,
+    ask,
+    children_and_zombies,
+    clients_of,
+    wait_until_handed_off,
+    websocket_to,
+)
+from pending import stopped
+from sticky_session import Ring
+
+# Sessions are silent while a test does something else.
+KEEP = ("--keep-alive", "60")
+
+LISTEN = """
+from gevent import monkey; monkey.patch_all()
+import sticky_session
+import survivor
+sticky_session.listen(survivor.app, ("127.0.0.1", 0), workers=2, control_socket_disable=True)
+"""
+
+
+def test_killed_listener_under_load() -> None:
+    """A new listener starts at once, no client changes its worker, sessions go on, nothing is leaked."""
+    kills = 4
+    clients = addresses(40)
+    with Server("survivor:app", workers=2, args=KEEP) as server:
+        with Sessions(server.port, clients[:8]) as sessions, Load(server.port, clients[8:]) as load:
+            before = descriptors(server.arbiter_pid)
+            for _ in range(kills):
+                load.wait_for(100)
+                mark = server.mark()
+                killed = server.listener_pid
+                os.kill(killed, SIGKILL)
+                assert server.wait_for_listener(after=mark, timeout=5) != killed
+                sessions.assert_unmoved()
+            load.wait_for(100)
+            assert descriptors(server.arbiter_pid) == before
+            assert children_and_zombies(server.arbiter_pid) == 3
+        # The one connection that a listener has in its hands dies with it.
+        assert len(load.failures) <= kills, load.failures
+        assert all(len(load.pids(address)) == 1 for address in clients[8:])
+
+
+def test_killed_listener_leaves_the_backlog() -> None:
+    """Connections that wait in the kernel when the listener is killed are served, each by its own slot."""
+    clients = addresses(200)
+    with Server("survivor:app", workers=2) as server, contextlib.ExitStack() as stack:
+        with stopped(server.listener_pid):
+            waiting = [stack.enter_context(Pending(server.port, address)) for address in clients]
+            os.kill(server.listener_pid, SIGKILL)
+        for pending in waiting:
+            who = pending.answer().json()
+            assert who["slot"] == Ring(2).slot(socket.inet_aton(pending.address))
+            assert who["pid"] == server.worker_pids[who["slot"]]
+
+
+def test_killed_listener_leaves_the_channels() -> None:
+    """Connections that wait in a busy worker's channel when the listener is killed are served by that worker."""
+    busy, other = clients_of(0, 1, workers=2)[0], clients_of(1, 1, workers=2)[0]
+    with Server("survivor:app", workers=2) as server, contextlib.ExitStack() as stack:
+        with stopped(server.worker_pids[0]):
+            waiting = [stack.enter_context(Pending(server.port, busy)) for _ in range(50)]
+            wait_until_handed_off(server.port, other)
+            mark = server.mark()
+            os.kill(server.listener_pid, SIGKILL)
+            server.wait_for_listener(after=mark)
+        assert {pending.answer().json()["pid"] for pending in waiting} == {server.worker_pids[0]}
+
+
+def test_stopped_listener() -> None:
+    """A listener that hangs is replaced after --timeout; what it didn't accept is served; sessions go on."""
+    clients = addresses(60)
+    with Server("survivor:app", workers=2, args=(*KEEP, "--timeout", "2")) as server:
+        with Sessions(server.port, clients[:8]) as sessions, contextlib.ExitStack() as stack:
+            hanging = server.listener_pid
+            mark = server.mark()
+            with stopped(hanging):
+                waiting = [stack.enter_context(Pending(server.port, address)) for address in clients[8:]]
+                sessions.assert_unmoved()
+                server.wait_for(rf"LISTENER TIMEOUT \(pid:{hanging}\)", after=mark)
+                server.wait_for_listener(after=mark)
+            assert all(pending.answer().status == 200 for pending in waiting)
+            sessions.assert_unmoved()
+        assert not server.find("WORKER TIMEOUT")
+
+
+def test_killed_worker_twenty_times() -> None:
+    """Only its own slot notices; the replacement serves what waited there; nothing is leaked, no zombie is left."""
+    victim = 1
+    own = clients_of(victim, 3, workers=4)
+    others = [address for slot in (0, 2, 3) for address in clients_of(slot, 8, workers=4)]
+    with Server("survivor:app", workers=4, args=KEEP) as server:
+
+        def census() -> tuple[int, int, int]:
+            return (
+                descriptors(server.arbiter_pid),
+                descriptors(server.listener_pid),
+                children_and_zombies(server.arbiter_pid),
+            )
+
+        with Sessions(server.port, others[::4]) as sessions:
+            before = census()
+            with Load(server.port, others, threads=2) as load:
+                listener = server.listener_pid
+                for _ in range(20):
+                    killed = server.worker_pids[victim]
+                    mark = server.mark()
+                    with stopped(killed), contextlib.ExitStack() as stack:
+                        waiting = [stack.enter_context(Pending(server.port, address)) for address in own]
+                        wait_until_handed_off(server.port, others[0])
+                        os.kill(killed, SIGKILL)
+                        replacement = server.wait_for_worker(victim, after=mark)
+                        answers = [pending.answer().json() for pending in waiting]
+                    assert {(who["slot"], who["pid"]) for who in answers} == {(victim, replacement)}
+                load.wait_for(50)
+            assert load.failures == []
+            for address in others:
+                assert len(load.pids(address)) <= 1
+            sessions.assert_unmoved()
+            assert server.listener_pid == listener
+            wait_until(lambda: census() == before, what=f"as many as before: {before}")
+
+
+@pytest.mark.parametrize("door", ["--preload", "listen()"])
+def test_patched_arbiter(door: str, tmp_path: Path) -> None:
+    """Where gevent's os.close is in the arbiter too, every connection and every dead listener's pipe is closed."""
+    (tmp_path / "patched.py").write_text("from gevent import monkey; monkey.patch_all()\nfrom survivor import app\n")
+    path = {"PYTHONPATH": os.fspath(APPS)}
+    server = (
+        Script(LISTEN, workers=2)
+        if door == "listen()"
+        else Server("patched:app", workers=2, args=("--preload",), env=path, cwd=tmp_path)
+    )
+    with server, Load(server.port, addresses(20)) as load:
+
+        def replace_listener() -> int:
+            mark = server.mark()
+            os.kill(server.listener_pid, SIGKILL)
+            return descriptors(server.wait_for_listener(after=mark))
+
+        most = replace_listener() + 1
+        before = descriptors(server.arbiter_pid)
+        load.wait_for(200)
+        assert descriptors(server.listener_pid) <= most, "one connection may be in its hands"
+        assert replace_listener() <= most
+        wait_until(lambda: descriptors(server.arbiter_pid) == before, what=f"the arbiter has {before} again")
+
+
+@pytest.mark.parametrize("victim", ["arbiter", "arbiter of listen()", "master of listen()"])
+def test_killed_arbiter(victim: str) -> None:
+    """Listener, workers and the master exit when the arbiter is killed, and all of it when the master is."""
+    server = Server("survivor:app", workers=2) if victim == "arbiter" else Script(LISTEN, workers=2)
+    with server, Load(server.port, addresses(20)) as load, websocket_to(server.port, "127.0.0.7") as session:
+        load.wait_for(50)
+        ask(session)
+        pid = server.pid if victim.startswith("master") else server.arbiter_pid
+        os.kill(pid, SIGKILL)
+        with contextlib.suppress(OSError, websocket.WebSocketException):
+            # Answers a closing handshake, if there is one.
+            while session.recv():
+                pass
+        server.wait(10)
+        server.assert_nothing_left()
+        assert not alive(pid)
