@@ -22,7 +22,7 @@ apt-get = $(SUDO) apt-get update -qq && DEBIAN_FRONTEND=noninteractive $(SUDO) a
 serve: .venv/example.stamp examples/chat/node_modules/.stamp
 	$(BIN)/sticky-session serve --chdir examples/chat app:app
 
-test: style docs .venv/test.stamp .venv/tools.stamp tests/clients/node_modules/.stamp
+test: style docs .venv/test.stamp .venv/tools.stamp tests/clients/node_modules/.stamp examples/chat/node_modules/.stamp
 	$(BIN)/python -m pytest
 
 style: .venv/style.stamp .venv/test.stamp

@@ -30,7 +30,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from gevent.monkey import get_original
+import gevent
+from gevent.monkey import get_original, is_module_patched
 from gunicorn import sock, util
 from gunicorn.arbiter import Arbiter
 from gunicorn.errors import AppImportError, HaltServer
@@ -117,6 +118,9 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
             inherited = self.cfg.env_orig.get("GUNICORN_FD", "") if self.master_pid else ""
             self.LISTENERS = sock.create_sockets(self.cfg, self.log, [int(fd) for fd in inherited.split(",") if fd])
             self.log.info("Listening at: %s (%s)", ",".join(map(str, self.LISTENERS)), self.pid)
+        if is_module_patched("os"):
+            # gevent's os.close has put off what gunicorn closed of inherited sockets: no child may have a copy.
+            gevent.idle()
         self._old = []
         self._next = None
         self._listener: ListenerProcess | None = None
@@ -206,7 +210,7 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
             # An idle listener may take two beats' time for one.
             if self.timeout and time.monotonic() - last_beat > self.timeout + 2 * BEAT_SECONDS:
                 self.log.critical("LISTENER TIMEOUT (pid:%s)", listener.pid)
-                os.kill(listener.pid, signal.SIGKILL)
+                kill(listener.pid, signal.SIGKILL)
 
     def reload(self) -> None:
         """SIGHUP: build a new generation beside the current one, with new configuration and code."""
@@ -247,6 +251,9 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
 
     def stop(self, graceful: bool = True) -> None:
         """Stop the listener first, then the workers."""
+        if self._stopping:
+            # gunicorn calls it once more at the end of a quick shutdown.
+            return
         self._stopping = True
         # The arbiter that started this one may have gone a moment ago.
         self.maybe_promote_master()
@@ -259,14 +266,14 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
                 graceful = False
                 deadline = min(deadline, time.monotonic() + QUICK_SECONDS)
                 for pid in self._former_listeners:
-                    os.kill(pid, signal.SIGQUIT)
+                    kill(pid, signal.SIGQUIT)
             self._reap_listeners()
             if not self._is_accepting():
                 # Another arbiter, if there is one, may accept from now on.
                 self._upgrade.close()
             time.sleep(0.01)
         for pid in self._former_listeners:
-            os.kill(pid, signal.SIGKILL)
+            kill(pid, signal.SIGKILL)
         self._upgrade.close()
         if graceful:
             self._spawn_for_the_rest()
@@ -294,7 +301,7 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
         """SIGUSR1: reopen the logs, the listener's too."""
         super().handle_usr1()
         if self._listener is not None:
-            os.kill(self._listener.pid, signal.SIGUSR1)
+            kill(self._listener.pid, signal.SIGUSR1)
 
     def reexec(self) -> None:
         """SIGUSR2: start a new arbiter, and agree with it over who accepts."""
@@ -598,8 +605,7 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
             return
         self._listener = None
         self._former_listeners[listener.pid] = listener
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(listener.pid, number)
+        kill(listener.pid, number)
 
     def _reap_listeners(self) -> None:
         """Reap by process id, before gunicorn's waitpid(-1) takes the exit status."""
@@ -633,6 +639,12 @@ def reap(pid: int) -> int | None:
     except ChildProcessError:
         return 0
     return status if found else None
+
+
+def kill(pid: int, number: signal.Signals) -> None:
+    """Send a signal to a child that may be gone."""
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, number)
 
 
 def describe(status: int) -> str:

@@ -22,7 +22,18 @@ _TRAILER = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+:[\t\x20-\x7e\x80-\xff]*\r\
 
 
 class BodyError(OSError):
-    """The body broke off or is malformed. An OSError, since that is what apps and frameworks expect here."""
+    """The body broke off or is malformed. An OSError, since that is what apps and frameworks expect here.
+
+    :ivar status: the HTTP status to answer with
+    """
+
+    status = 400
+
+
+class BodyTimeoutError(BodyError):
+    """The client has stopped sending in the middle of the body."""
+
+    status = 408
 
 
 class Body:
@@ -64,7 +75,7 @@ class Body:
         wanted = float("inf") if size is None or size < 0 else size
         pieces = []
         while wanted and self._has_more():
-            piece = self._take(self._reader.read(int(min(wanted, self._left, PIECE_BYTES))))
+            piece = self._take(self._reader.read, int(min(wanted, self._left, PIECE_BYTES)))
             pieces.append(piece)
             wanted -= len(piece)
         return b"".join(pieces)
@@ -77,7 +88,7 @@ class Body:
         wanted = float("inf") if size is None or size < 0 else size
         pieces = []
         while wanted and self._has_more():
-            piece = self._take(self._reader.readline(int(min(wanted, self._left, PIECE_BYTES))))
+            piece = self._take(self._reader.readline, int(min(wanted, self._left, PIECE_BYTES)))
             pieces.append(piece)
             wanted -= len(piece)
             if piece.endswith(b"\n"):
@@ -120,29 +131,37 @@ class Body:
             self._read_chunk_header()
         return self._left > 0
 
-    def _take(self, piece: bytes) -> bytes:
+    def _take(self, read: Callable[[int], bytes], size: int) -> bytes:
+        piece = self._wait_for(read, size)
         if not piece:
             raise self._error("the client went away in the middle of the request's body")
         self._left -= len(piece)
-        if not self._left and self._chunked and self._reader.read(2) != b"\r\n":
+        if not self._left and self._chunked and self._wait_for(self._reader.read, 2) != b"\r\n":
             raise self._error("a chunk that is longer than it says")
         return piece
 
     def _read_chunk_header(self) -> None:
-        found = _CHUNK(self._reader.readline(MAX_LINE_BYTES))
+        found = _CHUNK(self._wait_for(self._reader.readline, MAX_LINE_BYTES))
         if found is None:
             raise self._error("a malformed chunk")
         self._left = int(found[1], 16)
         if self._left:
             return
         for _ in range(MAX_TRAILER_FIELDS):
-            line = self._reader.readline(MAX_LINE_BYTES)
+            line = self._wait_for(self._reader.readline, MAX_LINE_BYTES)
             if line == b"\r\n":
                 self._chunked = False
                 return
             if not _TRAILER(line):
                 raise self._error("a malformed trailer field")
         raise self._error(f"more than {MAX_TRAILER_FIELDS} trailer fields")
+
+    def _wait_for(self, read: Callable[[int], bytes], size: int) -> bytes:
+        try:
+            return read(size)
+        except TimeoutError:
+            self._failed = True
+            raise BodyTimeoutError("the client has stopped sending in the middle of the request's body") from None
 
     def _error(self, message: str) -> BodyError:
         self._failed = True

@@ -29,7 +29,7 @@ from gevent import pywsgi
 from geventwebsocket.exceptions import WebSocketError
 
 from sticky_session.body import Body, BodyError
-from sticky_session.request import BadRequest, Head, error_response, parse
+from sticky_session.request import REASONS, BadRequest, Head, error_response, parse
 from sticky_session.websocket import (
     INTERNAL_ERROR,
     NORMAL,
@@ -51,9 +51,12 @@ FIRST_REQUEST_SECONDS = 2.0
 # After so many requests on a connection the others get their turn: a client that sends without waiting for responses
 # never makes its greenlet wait.
 TURN_REQUESTS = 16
+# How long the client may pause in the middle of a body.
+BODY_SECONDS = 60.0
 # A body that is shorter goes out together with the head.
 JOIN_BYTES = 64 * 1024
 
+_NOTHING: frozenset[str] = frozenset()
 _GONE = frozenset({errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN, errno.EBADF, errno.ETIMEDOUT})
 # The deadline of a connection that has none.
 FOREVER = float("inf")
@@ -120,6 +123,7 @@ class Handler(pywsgi.WSGIHandler):  # type: ignore[misc]
         self.phase = Phase.NEW
         self.deadline = time.monotonic() + server.head_seconds
         self.websocket: WebSocket | None = None
+        self._trusted = server.trust.trusts(peer)
         self._routing = server.routing()
         self._served = 0
         self._unread = False
@@ -161,6 +165,8 @@ class Handler(pywsgi.WSGIHandler):  # type: ignore[misc]
         """The worker retires: end what the client can begin again elsewhere, let the rest finish."""
         if self.websocket is not None and self.websocket.opened:
             gevent.spawn(self.websocket.close, SERVICE_RESTART)
+            # A client that does not answer the close frame is not waited for any longer than that.
+            self.deadline = time.monotonic() + LINGER_SECONDS
         elif self.phase is Phase.NEW:
             # Its request may be on the way, and a client sends a connection's first request only once.
             self.deadline = min(self.deadline, time.monotonic() + FIRST_REQUEST_SECONDS)
@@ -212,7 +218,8 @@ class Handler(pywsgi.WSGIHandler):  # type: ignore[misc]
             text = self._read_head()
             if text is None:
                 return False
-            head = parse(text, self.server.limits, self.server.underscores)
+            allowed = self.server.trust.header_names if self._trusted else _NOTHING
+            head = parse(text, self.server.limits, self.server.underscores, allowed)
             self.phase = Phase.BUSY
             self.deadline = FOREVER
             self.head = head
@@ -289,7 +296,9 @@ class Handler(pywsgi.WSGIHandler):  # type: ignore[misc]
             env["REMOTE_PORT"] = str(peer[1])
         else:
             env["REMOTE_ADDR"] = ""
-        self.server.complete_environ(env, peer)
+        self.server.complete_environ(env, head, self._trusted)
+        if head.content_length or head.chunked:
+            self.socket.settimeout(BODY_SECONDS)
         self.body = env["wsgi.input"] = Body(
             self.rfile,
             head.content_length or 0,
@@ -327,8 +336,8 @@ class Handler(pywsgi.WSGIHandler):  # type: ignore[misc]
                 self._discard_body()
         except gevent.GreenletExit:
             self.close_connection = True
-        except BodyError:
-            self._answer_error("400 Bad Request")
+        except BodyError as error:
+            self._answer_error(f"{error.status} {REASONS[error.status]}")
         except WebSocketError:
             # The client has gone, or the closing handshake has begun, and the app let us know that it noticed.
             self.close_connection = True
@@ -421,6 +430,9 @@ class Handler(pywsgi.WSGIHandler):  # type: ignore[misc]
         self._send_body(b"", data)
 
     def _write_with_headers(self, data: bytes) -> None:
+        # It was for the body: how long a response takes is up to the client.
+        if self.socket.timeout is not None:
+            self.socket.settimeout(None)
         self.finalize_headers()
         assert self.status is not None
         parts = [b"HTTP/1.1 ", self.status, b"\r\n"]

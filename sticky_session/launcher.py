@@ -139,8 +139,10 @@ class _Master:
         if not self.arbiter_pid:
             return
         pidfd = os.pidfd_open(self.arbiter_pid)
-        # Where gevent has patched it, this lets the script's greenlets run.
-        select.select([pidfd], [], [])
+        # Where gevent has patched it, this lets the script's greenlets run. It ends every second, because a signal that
+        # arrives just before it begins to wait does not interrupt it, and its handler would never run.
+        while not select.select([pidfd], [], [], 1.0)[0]:
+            pass
         handoff.close(pidfd)
         for number, handler in self._former_handlers.items():
             # None is a handler that Python did not install and can't put back.

@@ -99,11 +99,12 @@ class Head:
     expects_continue: bool
 
 
-def parse(head: str, limits: Limits, underscores: str = "drop") -> Head:
+def parse(head: str, limits: Limits, underscores: str = "drop", allowed: frozenset[str] = frozenset()) -> Head:
     """Parse a head.
 
     :param head: everything up to the empty line, without it, lines ending with CRLF but the last; text in latin-1
     :param underscores: gunicorn's ``header_map``: ``drop``, ``refuse`` or ``dangerous`` for names with underscores
+    :param allowed: names with underscores that this peer may send, in upper case; ``*`` for all
     :raises BadRequest: it can't be served
     """
     lines = head.split("\r\n")
@@ -131,12 +132,14 @@ def parse(head: str, limits: Limits, underscores: str = "drop") -> Head:
             raise BadRequest(400, f"header field {field[:200]!r}")
         value = value.strip(" \t")
         fields.append((name, value))
-        if "_" in name:
+        if "_" in name and not (name.upper() in allowed or "*" in allowed):
             if underscores == "refuse":
                 raise BadRequest(400, f"header field name {name[:200]!r} with an underscore")
-            # No other server takes a name with an underscore for the body's length.
-            if underscores != "dangerous" or key in _FRAMING:
+            if underscores != "dangerous":
                 continue
+        if "_" in name and key in _FRAMING:
+            # No other server takes a name with an underscore for the body's length.
+            continue
         if key in environ:
             if key == "CONTENT_LENGTH":
                 raise BadRequest(400, "two Content-Length fields")

@@ -20,7 +20,7 @@ from gunicorn.sock import ssl_context
 
 from sticky_session import handoff
 from sticky_session.handler import FOREVER, Handler
-from sticky_session.request import BadRequest, Limits
+from sticky_session.request import BadRequest, Head, Limits
 from sticky_session.trust import Trust
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ class Server(pywsgi.WSGIServer):  # type: ignore[misc]
         self.pre_request = custom_hook(cfg, "pre_request")
         self.post_request = custom_hook(cfg, "post_request")
         self.wants_access_log = worker.log.access_log_enabled or type(worker.log).access is not Logger.access
-        self._trust = Trust(cfg)
+        self.trust = Trust(cfg)
         self._date = (0, b"")
         self._script_name = os.environ.get("SCRIPT_NAME", "")
         self._receiver = handoff.Receiver(worker.seat.channel)
@@ -76,23 +76,29 @@ class Server(pywsgi.WSGIServer):  # type: ignore[misc]
             base["SERVER_PORT"] = str(address[1])
         return base
 
-    def complete_environ(self, env: dict[str, Any], peer: Any) -> None:
+    def complete_environ(self, env: dict[str, Any], head: Head, trusted: bool) -> None:
         """Add what depends on the client's headers: scheme, server name of a Unix socket, script name.
 
+        :param trusted: whether the peer's forwarding headers count
         :raises BadRequest: contradictory scheme headers, or a path outside SCRIPT_NAME
         """
-        if self._trust.trusts(peer):
-            scheme = self._trust.scheme(env)
+        script_name = self._script_name
+        if trusted:
+            scheme = self.trust.scheme(env)
             if scheme is not None:
                 env["wsgi.url_scheme"] = scheme
+            if "HTTP_SCRIPT_NAME" in env:
+                # Not Script-Name, which a proxy may pass on from anybody.
+                said = [value for name, value in head.fields if name.upper() == "SCRIPT_NAME"]
+                script_name = env["SCRIPT_NAME"] = said[-1] if said else script_name
         if "SERVER_NAME" not in env:
             host, _, port = env.get("HTTP_HOST", "").partition(":")
             env["SERVER_NAME"] = host
             env["SERVER_PORT"] = port or ("443" if env["wsgi.url_scheme"] == "https" else "80")
-        if self._script_name:
-            if not env["PATH_INFO"].startswith(self._script_name):
-                raise BadRequest(400, f"path {env['PATH_INFO']!r} outside SCRIPT_NAME {self._script_name!r}")
-            env["PATH_INFO"] = env["PATH_INFO"][len(self._script_name) :]
+        if script_name:
+            if not env["PATH_INFO"].startswith(script_name):
+                raise BadRequest(400, f"path {env['PATH_INFO']!r} outside SCRIPT_NAME {script_name!r}")
+            env["PATH_INFO"] = env["PATH_INFO"][len(script_name) :]
 
     def routing(self) -> tuple[int, int]:
         """What changes whenever clients may have moved to or from this worker."""

@@ -11,10 +11,13 @@ from sticky_session.request import BadRequest
 class Trust:
     """Whose forwarding headers count, and what they say of the scheme.
 
-    gunicorn's ``forwarded_allow_ips`` and ``secure_scheme_headers``.
+    gunicorn's ``forwarded_allow_ips``, ``secure_scheme_headers`` and ``forwarder_headers``.
+
+    :ivar header_names: the names with underscores that count in a trusted peer's requests, in upper case
     """
 
     def __init__(self, cfg: Any) -> None:
+        self.header_names = frozenset(name.upper() for name in cfg.forwarder_headers)
         self._everybody = "*" in cfg.forwarded_allow_ips
         self._networks = cfg.forwarded_allow_networks()
         self._known: dict[str, bool] = {}
@@ -34,7 +37,9 @@ class Trust:
 
     def _known_after_lookup(self, host: str) -> bool:
         address = ip_address(host.partition("%")[0])
-        known = any(address in network for network in self._networks)
+        # On a dual-stack socket IPv4 peers look like ::ffff:192.0.2.1, and who configures 192.0.2.1 means them.
+        mapped = getattr(address, "ipv4_mapped", None)
+        known = any(address in network or (mapped is not None and mapped in network) for network in self._networks)
         if len(self._known) > 4096:
             self._known.clear()
         self._known[host] = known

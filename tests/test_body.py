@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sticky_session.body import MAX_LINE_BYTES, MAX_TRAILER_FIELDS, PIECE_BYTES, Body, BodyError
+from sticky_session.body import MAX_LINE_BYTES, MAX_TRAILER_FIELDS, PIECE_BYTES, Body, BodyError, BodyTimeoutError
 
 NEXT = b"GET /next HTTP/1.1\r\n"
 INFINITE = float("inf")
@@ -227,3 +227,22 @@ def test_invite_to_nothing() -> None:
     sent: list[str] = []
     assert Body(io.BytesIO(), 0, invite=lambda: sent.append("100")).read() == b""
     assert sent == []
+
+
+@pytest.mark.parametrize("sent", [b"", b"5\r\nab"])
+def test_pause(sent: bytes) -> None:
+    """A client that stops sending in the middle of its body is told that it took too long."""
+
+    class Pausing(io.BytesIO):
+        def read(self, size: int | None = -1) -> bytes:
+            piece = super().read(size)
+            if len(piece) < (size or 0):
+                raise TimeoutError
+            return piece
+
+    body = Body(Pausing(sent), 0 if sent else 5, chunked=bool(sent))
+    with pytest.raises(BodyTimeoutError) as raised:
+        body.read()
+    assert raised.value.status == 408
+    with pytest.raises(BodyError):
+        body.read()

@@ -170,6 +170,18 @@ def test_empty_channel(channel: tuple[_socket.socket, _socket.socket]) -> None:
         handoff.Receiver(channel[1]).receive()
 
 
+def test_closed_channel(channel: tuple[_socket.socket, _socket.socket], pipe: tuple[int, int]) -> None:
+    """Where nobody has the other end any more, what was sent is still received, and then there is an EOFError."""
+    handoff.send(channel[0], handoff.encode(1), pipe[0])
+    channel[0].close()
+    receiver = handoff.Receiver(channel[1])
+    frame = receiver.receive()
+    assert frame is not None
+    os.close(frame.descriptor)
+    with pytest.raises(EOFError):
+        receiver.receive()
+
+
 def test_full_channel(channel: tuple[_socket.socket, _socket.socket], pipe: tuple[int, int]) -> None:
     """A full channel is a BlockingIOError; it takes the frame once there is room again."""
     before = open_descriptors()
@@ -193,7 +205,7 @@ def test_full_channel(channel: tuple[_socket.socket, _socket.socket], pipe: tupl
 @pytest.mark.parametrize(
     ("message", "count"),
     [
-        (b"", 0),
+        (b"", 1),
         (b"short", 1),
         (handoff.encode(0) + b"more than it says", 1),
         (handoff.encode(0), 0),

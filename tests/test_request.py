@@ -255,6 +255,14 @@ def test_underscores_dangerous() -> None:
     assert get("X_A: 1", "X-A: 2", underscores="dangerous").environ["HTTP_X_A"] == "1,2"
 
 
+@pytest.mark.parametrize("underscores", ["drop", "refuse"])
+@pytest.mark.parametrize("allowed", ["SCRIPT_NAME", "*"])
+def test_underscores_allowed(underscores: str, allowed: str) -> None:
+    """A trusted peer may send the names of forwarder_headers, in any case."""
+    head = parse("GET / HTTP/1.1\r\nHost: a\r\nScript_Name: /b", LIMITS, underscores, frozenset({allowed}))
+    assert head.environ["HTTP_SCRIPT_NAME"] == "/b"
+
+
 @pytest.mark.parametrize(
     "field", ["Transfer_Encoding: chunked", "Content_Length: 5", "Transfer-Encoding_: x", "Content-_Length: 5"]
 )

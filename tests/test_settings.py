@@ -103,13 +103,19 @@ def test_parser_leaves_settings(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("workers", "partitions"), [(0, 1024), (3, 2), (1025, 1024)])
-def test_check_settings(workers: int, partitions: int) -> None:
+def test_check_workers(workers: int, partitions: int) -> None:
     """A number of workers that no ring can have is an OptionError."""
     cfg = parse("--workers", str(workers), "--sticky-partitions", str(partitions))
     with pytest.raises(OptionError, match=f"workers={workers}"):
         check_settings(cfg)
 
 
-def test_check_settings_passes() -> None:
+def test_check_workers_passes() -> None:
     """As many workers as partitions are all right."""
     check_settings(parse("--workers", "7", "--sticky-partitions", "7"))
+
+
+def test_proxy_protocol() -> None:
+    """A setting of gunicorn's that isn't served yet is refused, not ignored."""
+    with pytest.raises(OptionError, match="proxy_protocol"):
+        check_settings(parse("--proxy-protocol"))

@@ -136,6 +136,14 @@ def test_largest_pid(table: Table) -> None:
     assert table.holder(1) == 2**22
 
 
+def test_last_closed(table: Table) -> None:
+    """The arbiter learns which listener accepts no more."""
+    assert table.last_closed == 0
+    table.note_closed(1234)
+    assert table.last_closed == 1234
+    assert table.last_beat == 0
+
+
 def test_boot_report(table: Table) -> None:
     """Of all workers that can't boot, one reports why."""
     in_child(table.claim_boot_report)
@@ -269,17 +277,32 @@ def test_pour_keeps_address_and_data() -> None:
 
 
 def test_pour_into_full_channel() -> None:
-    """What finds no room is closed and counted, and no descriptor is left."""
+    """What finds no room goes back and is poured when there is; nothing is lost, and no descriptor is left open."""
     generation = Generation(options(2), 2, [])
     source, target = generation.channels
     fill(target)
-    for bind in range(3):
+    for bind in range(1, 4):
         put(source, bind)
     before = set(os.listdir("/proc/self/fd"))
-    assert pour(source, [target], lambda _: 0) == 3
+    assert pour(source, [target], lambda _: 0) == 0
+    assert not source.is_empty
+    assert set(frames(target)) == {0}
+    assert pour(source, [target], lambda _: 0) == 0
+    assert source.is_empty
+    assert sorted(frames(target)) == [1, 2, 3]
     assert set(os.listdir("/proc/self/fd")) == before
-    assert frames(source) == []
     generation.close()
+
+
+def test_is_empty(generation: Generation) -> None:
+    """Looking whether a channel is empty takes nothing out of it."""
+    channel = generation.channels[0]
+    assert channel.is_empty
+    put(channel, 5)
+    assert not channel.is_empty
+    assert not channel.is_empty
+    assert frames(channel) == [5]
+    assert channel.is_empty
 
 
 def test_channel_keeps_message_boundaries() -> None:

@@ -168,16 +168,17 @@ def test_workers_that_boot_slowly(tmp_path: Path) -> None:
     """While all slots are empty clients wait for their own, however long; the first to be ready gets its own only."""
     for slot in range(WORKERS):
         (tmp_path / f"sick-{slot}").touch()
-    args = ("--sticky-failover", "1", "-c", os.fspath(hook(tmp_path, "time.sleep(0.05)")))
+    args = ("--sticky-failover", "3", "-c", os.fspath(hook(tmp_path, "time.sleep(0.05)")))
     with Server(workers=WORKERS, door="serve", args=args, ready=False) as server:
         server.wait_for("Listener ready")
         began = time.monotonic()
         clients = [address for slot in range(WORKERS) for address in clients_of(slot, 8, workers=WORKERS)]
         with pending(server.port, clients) as waiting:
-            wait_until(lambda: time.monotonic() - began > 1.5, what="more than the failover time has passed")
-            for slot in range(WORKERS):
+            wait_until(lambda: time.monotonic() - began > 3.2, what="more than the failover time has passed")
+            (tmp_path / "sick-0").unlink()
+            server.wait_for(r"Worker ready \(slot:0, ")
+            for slot in range(1, WORKERS):
                 (tmp_path / f"sick-{slot}").unlink()
-                server.wait_for(rf"Worker ready \(slot:{slot}, ")
             for one in waiting:
                 assert one.answer().json()["slot"] == Ring(WORKERS).slot(socket.inet_aton(one.address))
         assert not server.find("is empty")

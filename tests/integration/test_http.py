@@ -493,11 +493,18 @@ def test_vanishing_clients(server: Server) -> None:
             assert_others_are_served(server)
 
 
-@pytest.mark.usefixtures("_unharmed")
-def test_slow_clients(server: Server) -> None:
-    """1,000 clients that send one byte a second get 408, and disturb nobody."""
+@pytest.fixture
+def _many_descriptors() -> Iterator[None]:
+    """Room for the clients of a crowd in the process of the tests."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, max(soft, 4096)), hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+@pytest.mark.usefixtures("_unharmed", "_many_descriptors")
+def test_slow_clients(server: Server) -> None:
+    """1,000 clients that send one byte a second get 408, and disturb nobody."""
     request = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
     answers = []
     with selectors.DefaultSelector() as selector:
@@ -514,7 +521,6 @@ def test_slow_clients(server: Server) -> None:
                 with contextlib.suppress(BrokenPipeError, ConnectionResetError):
                     key.fileobj.send(bytes((byte,)))  # type: ignore[union-attr]
     assert [answer[:12] for answer in answers] == [b"HTTP/1.1 408"] * 1000
-    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def read_for_a_second(selector: selectors.BaseSelector) -> list[bytes]:
@@ -629,6 +635,17 @@ def test_contradictory_schemes(server: Server) -> None:
         assert_closed(wire, answer)
     with Wire(server.port) as wire:
         assert wire.get("/env", *fields).json()["wsgi.url_scheme"] == "http"
+
+
+@pytest.mark.parametrize(
+    ("address", "field", "script_name"),
+    [(TRUSTED, "SCRIPT_NAME: /app", "/app"), (TRUSTED, "Script-Name: /app", ""), (ADDRESS, "SCRIPT_NAME: /app", "")],
+)
+def test_script_name(server: Server, address: str, field: str, script_name: str) -> None:
+    """A trusted proxy may say where the app is mounted (forwarder_headers); nobody else, and not with a hyphen."""
+    with Wire(server.port, address) as wire:
+        environ = wire.get(f"{script_name}/env", field).json()
+    assert (environ["SCRIPT_NAME"], environ["PATH_INFO"]) == (script_name, "/env")
 
 
 @pytest.mark.parametrize(

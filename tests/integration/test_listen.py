@@ -48,6 +48,15 @@ IMPORTS = "import sticky_session as sticky\n"
 LISTEN = PATCH + WHOAMI + IMPORTS + 'sticky.listen(app, ("127.0.0.1", 0), control_socket_disable=True, {more})\n'
 
 
+# As where a script runs as a service. Without it, lines that several processes print could be mixed.
+BUFFERED = {"PYTHONUNBUFFERED": ""}
+
+
+def cluster(source: str, workers: int | None = None, env: dict[str, str] | None = None) -> Script:
+    """A script whose lines are whole."""
+    return Script(source, workers=workers, env={**BUFFERED, **(env or {})})
+
+
 def listen_script(more: str = "workers=2") -> str:
     return LISTEN.format(more=more)
 
@@ -75,8 +84,7 @@ def test_as_written(tmp_path: Path) -> None:
     script = Script(
         PATCH + WHOAMI + SNIPPET.format(port=port),
         workers=os.cpu_count(),
-        # Output goes through a buffer, as it does where a script is run as a service.
-        env={"PYTHONUNBUFFERED": "", "HOME": str(tmp_path)},
+        env={**BUFFERED, "HOME": str(tmp_path)},
     )
     with script:
         script.wait_for("server started on 3000 port")
@@ -97,7 +105,7 @@ def test_not_patched(tmp_path: Path) -> None:
         WHOAMI.replace("whoami", "plain") + SNIPPET.format(port=port),
         workers=os.cpu_count(),
         cwd=tmp_path,
-        env={"HOME": str(tmp_path)},
+        env={**BUFFERED, "HOME": str(tmp_path)},
     )
     (tmp_path / "plain.py").write_text(
         "def app(environ, start_response):\n    start_response('200 OK', [])\n    return [b'plain']\n"
@@ -178,7 +186,7 @@ if not is_worker:
 
 @pytest.fixture(scope="module")
 def shared() -> Iterator[Script]:
-    with Script(SHARED, workers=2) as script:
+    with cluster(SHARED, workers=2) as script:
         yield script
 
 
@@ -252,7 +260,7 @@ def test_close(shared: Script, tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def signalled() -> Iterator[Script]:
-    with Script(listen_script("workers=2, errorlog='-'"), workers=2) as script:
+    with cluster(listen_script("workers=2, errorlog='-'"), workers=2) as script:
         yield script
 
 
@@ -296,7 +304,7 @@ def test_usr1(signalled: Script) -> None:
 def test_usr1_reopens_logs(tmp_path: Path) -> None:
     """After USR1 to the master every process writes to the new log file."""
     log = tmp_path / "access.log"
-    with Script(listen_script(f"workers=2, accesslog={str(log)!r}"), workers=2) as script:
+    with cluster(listen_script(f"workers=2, accesslog={str(log)!r}"), workers=2) as script:
         who(script.port)
         wait_until(lambda: log.read_text())
         log.rename(tmp_path / "access.log.1")
@@ -313,14 +321,14 @@ def test_usr1_reopens_logs(tmp_path: Path) -> None:
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGQUIT], ids=lambda it: it.name)
 def test_stop(number: int) -> None:
     """TERM, INT and QUIT to the master stop everything, and the master exits with 0."""
-    with Script(listen_script(), workers=2) as script:
+    with cluster(listen_script(), workers=2) as script:
         assert script.stop(number) == 0
     assert "Traceback" not in script.log
 
 
 def test_term_lets_requests_finish() -> None:
     """TERM to the master: what was accepted is served."""
-    with Script(listen_script(), workers=2) as script:
+    with cluster(listen_script(), workers=2) as script:
         with connect(script.port) as client:
             client.sendall(b"GET /slow?seconds=0.5 HTTP/1.1\r\nHost: x\r\n\r\n")
             # The worker of this address takes connections in order: it has the first one when it answers the second.
@@ -332,7 +340,7 @@ def test_term_lets_requests_finish() -> None:
 
 def test_interrupted_by_terminal() -> None:
     """Ctrl-C sends INT to the whole group of processes, and it ends quietly with 0."""
-    with Script(listen_script(), workers=2) as script:
+    with cluster(listen_script(), workers=2) as script:
         os.killpg(script.pid, signal.SIGINT)
         assert script.wait() == 0
         script.assert_nothing_left()
@@ -341,7 +349,7 @@ def test_interrupted_by_terminal() -> None:
 
 def test_master_killed() -> None:
     """SIGKILL of the master ends everything."""
-    with Script(listen_script(), workers=2) as script:
+    with cluster(listen_script(), workers=2) as script:
         script.signal(signal.SIGKILL)
         assert script.wait() == -signal.SIGKILL
         script.assert_nothing_left()
@@ -349,7 +357,7 @@ def test_master_killed() -> None:
 
 def test_arbiter_killed() -> None:
     """SIGKILL of the arbiter ends everything, and the master's exit status says so as a shell would."""
-    with Script(listen_script(), workers=2) as script:
+    with cluster(listen_script(), workers=2) as script:
         os.kill(script.arbiter_pid, signal.SIGKILL)
         assert script.wait() == 128 + signal.SIGKILL
         script.assert_nothing_left()
@@ -368,15 +376,15 @@ def test_wait() -> None:
 import os, signal
 if sticky.listen(app, ("127.0.0.1", 0), workers=2, control_socket_disable=True):
     sticky.wait()
-    print("a worker came out of wait()")
+    print("a worker came out of wait()", flush=True)
 else:
     sticky.wait()
-    print("all workers have stopped")
+    print("all workers have stopped", flush=True)
     os.kill(os.getpid(), signal.SIGTERM)
-    print("SIGTERM had no effect")
+    print("SIGTERM had no effect", flush=True)
 """
     )
-    with Script(source, workers=2) as script:
+    with cluster(source, workers=2) as script:
         assert who(script.port)["slot"] in (0, 1)
         assert script.stop() == -signal.SIGTERM
     assert script.find("all workers have stopped")
@@ -385,7 +393,7 @@ else:
 
 def test_wait_before_listen() -> None:
     """wait() before listen() raises ListenError."""
-    with Script(IMPORTS + "sticky.wait()\n") as script:
+    with cluster(IMPORTS + "sticky.wait()\n") as script:
         assert script.wait() == 1
     assert script.find(r"ListenError: wait\(\) was called before listen\(\)")
 
@@ -403,7 +411,7 @@ if not sticky.listen(app, ("127.0.0.1", 0), workers=1, control_socket_disable=Tr
     threading.Timer(0.05, print, ("a thread spoke",), {"flush": True}).start()
 """
     )
-    with Script(source, workers=1) as script:
+    with cluster(source, workers=1) as script:
         script.wait_for("a greenlet spoke")
         script.wait_for("a thread spoke")
 
@@ -411,7 +419,7 @@ if not sticky.listen(app, ("127.0.0.1", 0), workers=1, control_socket_disable=Tr
 def test_sys_exit() -> None:
     """sys.exit() is an end of the script like any other; the master keeps the status for later."""
     source = listen_script() + "import sys\nsys.exit(7)\n"
-    with Script(source, workers=2) as script:
+    with cluster(source, workers=2) as script:
         assert who(script.port)["slot"] in (0, 1)
         assert script.stop() == 7
         assert "Traceback" not in script.log
@@ -420,7 +428,7 @@ def test_sys_exit() -> None:
 def test_exit_functions() -> None:
     """What the script registered with atexit runs once in every worker and in the master."""
     source = listen_script() + "import atexit\natexit.register(print, 'exit function', sticky.worker_id())\n"
-    with Script(source, workers=2) as script:
+    with cluster(source, workers=2) as script:
         pass
     assert sorted(found[1] for found in script.find(r"exit function (\w+)")) == ["0", "1", "None"]
 
@@ -428,7 +436,7 @@ def test_exit_functions() -> None:
 def test_script_fails_in_workers() -> None:
     """An exception after listen() in the workers is one traceback, exit status not 0, and nothing is left."""
     source = listen_script("workers=3") + "if sticky.worker_id() is not None:\n    raise ValueError('out of order')\n"
-    with Script(source) as script:
+    with cluster(source) as script:
         assert script.wait() == 3
         script.assert_nothing_left()
     assert script.log.count("Traceback") == 1
@@ -441,7 +449,7 @@ def test_script_fails_in_a_replacement(tmp_path: Path) -> None:
         f"import os\nif sticky.worker_id() == 1 and os.path.exists({str(tmp_path / 'broken')!r}):\n"
         "    raise ValueError('out of order')\n"
     )
-    with Script(source, workers=2) as script:
+    with cluster(source, workers=2) as script:
         (tmp_path / "broken").touch()
         mark = script.mark()
         healthy = address_of_slot(script.port, 0)
@@ -458,7 +466,7 @@ def test_term_while_the_script_runs(tmp_path: Path) -> None:
     source = listen_script("workers=2") + (
         f"if sticky.worker_id() == 1:\n    print('busy booting', flush=True)\n    open({str(tmp_path / 'never')!r})\n"
     )
-    with Script(source) as script:
+    with cluster(source) as script:
         script.wait_for("busy booting")
         script.wait_for(r"Worker ready \(slot:0")
         script.signal(signal.SIGTERM)
@@ -479,14 +487,14 @@ def test_unix_socket(tmp_path: Path) -> None:
         + IMPORTS
         + (f"sticky.listen(app, 'unix:{path}', workers=1, umask=0o117, control_socket_disable=True)\n")
     )
-    with Script(source, workers=1):
+    with cluster(source, workers=1):
         assert stat.S_IMODE(path.stat().st_mode) == 0o660
         with socket.socket(socket.AF_UNIX) as client:
             client.settimeout(20)
             client.connect(os.fspath(path))
             client.sendall(b"GET /big?bytes=3 HTTP/1.0\r\n\r\n")
             assert client.makefile("rb").read().endswith(b"\r\n\r\nxxx")
-        other = Script(source)
+        other = cluster(source)
         with other:
             assert other.wait() == 1
         assert other.find("OSError: .*Address already in use")
@@ -499,7 +507,7 @@ def test_path_that_is_no_socket(tmp_path: Path) -> None:
     path = tmp_path / "precious"
     path.write_text("data")
     source = PATCH + WHOAMI + IMPORTS + f"sticky.listen(app, 'unix:{path}')\n"
-    with Script(source) as script:
+    with cluster(source) as script:
         assert script.wait() == 1
     assert script.find(r"OSError: .*Address already in use")
     assert path.read_text() == "data"
@@ -509,7 +517,7 @@ def test_path_that_is_no_socket(tmp_path: Path) -> None:
 def test_addresses(address: str) -> None:
     """A port, host:port, [IPv6]:port and (host, port) are addresses."""
     source = PATCH + WHOAMI + IMPORTS + f"sticky.listen(app, {address}, workers=1, control_socket_disable=True)\n"
-    with Script(source, workers=1) as script:
+    with cluster(source, workers=1) as script:
         (port,) = script.ports
         family, host = (socket.AF_INET6, "::1") if "::" in address else (socket.AF_INET, "127.0.0.1")
         with socket.socket(family) as client:
@@ -532,7 +540,7 @@ if not sticky.listen(app, {port}, workers=1, control_socket_disable=True):
     print("master got", urllib.request.urlopen("http://127.0.0.1:{port}/").status, flush=True)
 """
     )
-    with Script(source, workers=1) as script:
+    with cluster(source, workers=1) as script:
         script.wait_for("master got 200")
 
 
@@ -554,12 +562,12 @@ except OSError as error:
 sticky.listen(app, ("127.0.0.1", 0), workers=1, control_socket_disable=True)
 """
         )
-        with Script(source, workers=1) as script:
+        with cluster(source, workers=1) as script:
             found = script.wait_for(r"caught (\d+) (.*)")
             assert found[1] == "98"
             assert str(port) in found[2]
             assert who(script.port)["slot"] == 0
-        with Script(listen_script().replace('("127.0.0.1", 0)', f'("127.0.0.1", {port})')) as script:
+        with cluster(listen_script().replace('("127.0.0.1", 0)', f'("127.0.0.1", {port})')) as script:
             assert script.wait() == 1
             script.assert_nothing_left()
         assert script.find(r"^OSError: \[Errno 98\] Address already in use.*choose another")
@@ -595,7 +603,7 @@ except Exception:
     traceback.print_exc()
 """
     )
-    with Script(source) as script:
+    with cluster(source) as script:
         assert script.wait() == 0
         script.assert_nothing_left()
     assert message in script.log
@@ -603,7 +611,7 @@ except Exception:
 
 def test_wrong_environment() -> None:
     """A wrong variable of ours is an OptionError, too, that names it."""
-    with Script(listen_script(), env={"STICKY_SESSION_SEED": "salt"}) as script:
+    with cluster(listen_script(), env={"STICKY_SESSION_SEED": "salt"}) as script:
         assert script.wait() == 1
     assert script.find("OptionError: STICKY_SESSION_SEED=salt: expected a whole number")
 
@@ -625,7 +633,7 @@ thread.start()
 thread.join()
 """
     )
-    with Script(source) as script:
+    with cluster(source) as script:
         assert script.wait() == 0
         script.assert_nothing_left()
     assert script.find(r"listen\(\) was called in a thread or greenlet; call it in the main thread")
@@ -644,7 +652,7 @@ def test_socket_io(module: str, transports: list[str]) -> None:
         + IMPORTS
         + ("sticky.listen(app, ('127.0.0.1', 0), workers=2, control_socket_disable=True)\n")
     )
-    with Script(source, workers=2) as script:
+    with cluster(source, workers=2) as script:
         with socketio.SimpleClient() as client:
             client.connect(f"http://127.0.0.1:{script.port}", transports=transports)
             answers = [client.call("echo", number) for number in range(5)]
@@ -661,7 +669,7 @@ def holds(pid: int, inode: str) -> bool:
 
 def test_processes() -> None:
     """The master has the arbiter, and that has the others; only arbiter and listener hold the port."""
-    with Script(listen_script("workers=2"), workers=2) as script:
+    with cluster(listen_script("workers=2"), workers=2) as script:
         assert children(script.pid) == [script.arbiter_pid]
         family = {script.listener_pid, *script.worker_pids.values()}
         assert set(children(script.arbiter_pid)) == family
@@ -677,7 +685,7 @@ def test_processes() -> None:
 
 def test_descriptors_of_the_listener() -> None:
     """Under a monkey-patched arbiter, too, the listener closes what it has handed off."""
-    with Script(listen_script("workers=2"), workers=2) as script:
+    with cluster(listen_script("workers=2"), workers=2) as script:
         who(script.port)
         before = descriptors(script.listener_pid)
         for address in addresses(50):

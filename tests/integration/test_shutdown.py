@@ -146,7 +146,7 @@ def test_graceful_timeout_is_for_everything() -> None:
         hung = client_of(0, 2)
         with stopped(server.worker_pids[0]):
             # More than a channel holds: the listener waits for room.
-            waiting = [send(server.port, "/", hung) for _ in range(40)]
+            waiting = [send(server.port, "/", hung) for _ in range(400)]
             server.signal(SIGTERM)
             began = time.monotonic()
             assert server.wait() == 0
@@ -160,7 +160,7 @@ def test_quick_shutdown_while_the_listener_waits_for_room() -> None:
     with Server(workers=2) as server:
         hung = client_of(0, 2)
         with stopped(server.worker_pids[0]):
-            waiting = [send(server.port, "/", hung) for _ in range(40)]
+            waiting = [send(server.port, "/", hung) for _ in range(400)]
             server.signal(SIGTERM)
             server.wait_for("Handling signal: term")
             server.signal(SIGINT)

@@ -11,7 +11,7 @@ from signal import SIGINT, SIGTERM, SIGTTOU, SIGUSR2
 
 import pytest
 
-from harness import APPS, Server, addresses, alive, get, wait_until
+from harness import APPS, Server, addresses, alive, descriptors, get, wait_until
 from pending import Gate, History, receive, send, stopped, take_turn, unix_send
 
 CLIENTS = addresses(24)
@@ -87,7 +87,7 @@ def test_old_arbiter_takes_the_service_back(tmp_path: Path) -> None:
     """USR2, then TERM to the new one: the old one accepts again at once; no request fails; it can be done again."""
     pid_file = tmp_path / "pid"
     with Server(workers=2, args=["--pid", str(pid_file)]) as server:
-        old = dict(server.worker_pids)
+        old, open_before = dict(server.worker_pids), descriptors(server.pid)
         with watched(server, switches=4) as load:
             for _ in range(2):
                 new = upgrade(server)
@@ -99,6 +99,7 @@ def test_old_arbiter_takes_the_service_back(tmp_path: Path) -> None:
         assert {sequence[-1] for sequence in load.arbiters().values()} == {server.pid}
         assert {get(server.port, "/", address).json()["pid"] for address in CLIENTS} == set(old.values())
         assert [it.name for it in tmp_path.iterdir()] == ["pid"]
+        wait_until(lambda: descriptors(server.pid) == open_before, what="the old arbiter has closed what it opened")
 
 
 def test_new_version_that_cannot_be_loaded(tmp_path: Path) -> None:

@@ -344,6 +344,15 @@ def test_sigterm() -> None:
         assert server.wait() == 0
 
 
+def test_sigterm_and_silent_client() -> None:
+    """A client that doesn't answer the close frame does not hold the server up until --graceful-timeout."""
+    with Server("echo_websocket:app", workers=1, args=["--graceful-timeout", "60"]) as server:
+        with WebSocketWire(server.port) as wire:
+            server.signal(signal.SIGTERM)
+            assert wire.frame() == (0x80 | CLOSE, struct.pack("!H", 1012))
+            assert server.wait(timeout=20) == 0
+
+
 def test_limit_of_engineio() -> None:
     """Without a limit of ours, that of the app's Engine.IO server is taken, from wherever it is."""
     with Server("echo_websocket:app", workers=1, env={"ENGINEIO_LIMIT": "5000"}) as server:

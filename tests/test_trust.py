@@ -1,0 +1,69 @@
+"""Whose forwarding headers count, and what they say of the scheme."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from gunicorn.config import Config
+
+from sticky_session.request import BadRequest
+from sticky_session.trust import Trust
+
+
+def trust(allowed: str = "192.0.2.1,2001:db8::/32", **settings: Any) -> Trust:
+    cfg = Config()
+    cfg.set("forwarded_allow_ips", allowed)
+    for name, value in settings.items():
+        cfg.set(name, value)
+    return Trust(cfg)
+
+
+@pytest.mark.parametrize("host", ["192.0.2.1", "::ffff:192.0.2.1", "2001:db8::7"])
+def test_trusted(host: str) -> None:
+    """Addresses and networks of forwarded_allow_ips are trusted, IPv4 ones on a dual-stack socket too."""
+    assert trust().trusts((host, 1))
+
+
+@pytest.mark.parametrize("host", ["192.0.2.2", "::ffff:192.0.2.2", "2001:db9::7", "fe80::1%eth0"])
+def test_not_trusted(host: str) -> None:
+    """Others are not."""
+    assert not trust().trusts((host, 1))
+
+
+def test_everybody() -> None:
+    """With * everybody is, and a Unix socket's peer always is."""
+    assert trust("*").trusts(("192.0.2.2", 1))
+    assert trust().trusts("")
+
+
+def test_many_peers() -> None:
+    """However many addresses ask, the answers stay right."""
+    those = trust()
+    assert not any(those.trusts((f"10.{n >> 8}.{n & 255}.1", 1)) for n in range(6000))
+    assert those.trusts(("192.0.2.1", 1))
+
+
+@pytest.mark.parametrize(
+    ("env", "scheme"),
+    [
+        ({}, None),
+        ({"HTTP_X_FORWARDED_PROTO": "https"}, "https"),
+        ({"HTTP_X_FORWARDED_PROTO": "http"}, "http"),
+        ({"HTTP_X_FORWARDED_SSL": "on", "HTTP_X_FORWARDED_PROTO": "https"}, "https"),
+    ],
+)
+def test_scheme(env: dict[str, Any], scheme: str | None) -> None:
+    """secure_scheme_headers tell the scheme."""
+    assert trust().scheme(env) == scheme
+
+
+def test_contradiction() -> None:
+    """Headers that contradict each other are refused."""
+    with pytest.raises(BadRequest):
+        trust().scheme({"HTTP_X_FORWARDED_SSL": "on", "HTTP_X_FORWARDED_PROTO": "http"})
+
+
+def test_header_names() -> None:
+    """forwarder_headers are compared in upper case."""
+    assert trust(forwarder_headers="script_name").header_names == {"SCRIPT_NAME"}
