@@ -129,15 +129,28 @@ class _Master:
     def __init__(self, arbiter_pid: int) -> None:
         self.arbiter_pid = arbiter_pid
         self._former_handlers = {number: signal.signal(number, self._pass_on) for number in _PASSED_ON}
+        self._script_failed = False
+        show = sys.excepthook
+
+        def note(*details: Any) -> None:
+            self._script_failed = True
+            show(*details)
+
+        sys.excepthook = note
 
     def _pass_on(self, number: int, _: object) -> None:
         with contextlib.suppress(ProcessLookupError):
             os.kill(self.arbiter_pid, number)
 
     def serve(self) -> None:
-        """Wait for the arbiter, and end the process with its status if that is not 0."""
+        """Wait for the arbiter, and end the process with its status if that is not 0.
+
+        A script that has failed takes the cluster with it, as in Node.
+        """
         if not self.arbiter_pid:
             return
+        if self._script_failed:
+            os.kill(self.arbiter_pid, signal.SIGTERM)
         pidfd = os.pidfd_open(self.arbiter_pid)
         # Where gevent has patched it, this lets the script's greenlets run. It ends every second, because a signal that
         # arrives just before it begins to wait does not interrupt it, and its handler would never run.

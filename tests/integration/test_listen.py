@@ -443,6 +443,15 @@ def test_script_fails_in_workers() -> None:
     assert len(script.find("ValueError: out of order")) == 1
 
 
+def test_script_fails_in_the_master() -> None:
+    """An exception after listen() in the master ends the cluster, with a status that says so."""
+    source = listen_script("workers=2") + "if sticky.worker_id() is None:\n    raise ValueError('out of order')\n"
+    with cluster(source) as script:
+        assert script.wait() == 1
+        script.assert_nothing_left()
+    assert len(script.find("ValueError: out of order")) == 1
+
+
 def test_script_fails_in_a_replacement(tmp_path: Path) -> None:
     """When only a replacement's script fails, the others go on serving, and it is tried again."""
     source = listen_script("workers=2") + (
