@@ -41,7 +41,7 @@ bench-quick: .venv/test.stamp
 
 clean:
 	rm -rf .venv docs/_build build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
-	rm -rf tests/clients/node_modules examples/chat/node_modules benchmarks/peers/node_modules benchmarks/build
+	rm -rf tests/clients/node_modules examples/chat/node_modules benchmarks/peers/node_modules benchmarks/build benchmarks/peers/node_modules benchmarks/build
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # On Debian ensurepip, which venv needs, is a package of its own.

@@ -1,0 +1,645 @@
+/*
+ * Load generator for HTTP/1.1 and WebSocket servers on the loopback network. One thread, one epoll loop.
+ *
+ *     load --port 3000 --mode new --connections 32 --seconds 3 --sources 4096 --first 127.1.0.1
+ *
+ * Modes, each with `--connections` clients that send, wait for the whole answer, and send again:
+ *
+ *     new              a new connection for each request, from the next source address
+ *     keepalive        all requests of a client on one connection
+ *     websocket        echo of text messages of `--bytes` bytes; the server greets first, with its process id
+ *     idle             one request on each connection, then nothing until standard input ends
+ *     idle-websocket   a handshake and the greeting, then nothing until standard input ends
+ *
+ * It stops after `--seconds`, or `--count` requests if that comes first, and prints one line of JSON. The idle modes
+ * print their line as soon as all connections are open.
+ *
+ * Clients: a connection binds its source address, `--first` plus 0 to `--sources` - 1, before it connects, so the
+ * server sees that many different clients. IP_BIND_ADDRESS_NO_PORT leaves the choice of the port to connect(), which
+ * then has 28,000 ports for each address: ports in TIME_WAIT don't run out, and no SO_LINGER trick is needed.
+ *
+ * Stickiness: where an answer's body (or a greeting) is a number, it is taken as the id of the process that served it.
+ * An answer to a source address that has had one before is a repeat; if that was from another process, it is a violation
+ * too.
+ *
+ * It talks to 127.0.0.1 only, from 127.0.0.0/8 only, and all its counts and times have upper bounds.
+ */
+#define _GNU_SOURCE
+#include <arpa/inet.h>
+#include <errno.h>
+#include <getopt.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <stdarg.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <strings.h>
+#include <sys/epoll.h>
+#include <sys/resource.h>
+#include <sys/socket.h>
+#include <time.h>
+#include <unistd.h>
+
+#define MAX_CONNECTIONS 20000
+#define MAX_SECONDS 300
+#define MAX_REQUESTS 10000000
+#define MAX_MESSAGE_BYTES (1 << 20)
+#define MAX_SOURCES (1 << 20)
+#define MAX_ERRORS 10000
+#define MAX_SERVERS 64
+#define OPENING_AT_ONCE 64
+#define HEAD_BYTES 4096
+#define EVENTS 256
+#define DRAIN_NANOSECONDS 2000000000LL
+#define CLOSE_NANOSECONDS 1000000000LL
+
+enum mode { NEW, KEEPALIVE, WEBSOCKET };
+enum state { CLOSED, HTTP, UPGRADE, GREETING, RESTING, ECHO, CLOSING };
+
+struct connection {
+    int descriptor;
+    enum state state;
+    uint32_t watched;
+    int source;
+    int64_t began;
+    const char *out;
+    size_t out_length;
+    size_t sent;
+    char *in;
+    size_t have;
+};
+
+static struct {
+    int port, connections, sources;
+    enum mode mode;
+    int hold;
+    double seconds;
+    int64_t count;
+    size_t bytes;
+    uint32_t first;
+    const char *path;
+} option = {.connections = 32, .sources = 4096, .seconds = 3, .count = MAX_REQUESTS, .bytes = 32, .path = "/"};
+
+static struct connection *connections;
+static size_t in_capacity;
+static int epoll;
+static int next_source;
+
+static char request[1024];
+static size_t request_length;
+static char *message; /* the masked frame that every client sends */
+static size_t message_length;
+static char *payload; /* what it expects back */
+
+static int opening = 1; /* the connections are being opened, nothing counts yet */
+static int draining;
+static int opened, in_flight;
+static int64_t started, finished, errors, repeats, violations;
+static uint32_t *latencies; /* microseconds */
+static size_t latencies_capacity;
+static int32_t *server_of_source;
+static int32_t servers[MAX_SERVERS];
+static int server_count;
+static char first_error[128];
+
+static __attribute__((noreturn, format(printf, 1, 2))) void die(const char *format, ...)
+{
+    va_list arguments;
+    va_start(arguments, format);
+    fputs("load: ", stderr);
+    vfprintf(stderr, format, arguments);
+    fputc('\n', stderr);
+    va_end(arguments);
+    exit(1);
+}
+
+static void *allocate(size_t count, size_t size)
+{
+    void *memory = calloc(count, size);
+    if (memory == NULL)
+        die("out of memory");
+    return memory;
+}
+
+static int64_t now(void)
+{
+    struct timespec time;
+    clock_gettime(CLOCK_MONOTONIC, &time);
+    return time.tv_sec * 1000000000LL + time.tv_nsec;
+}
+
+static void open_connection(struct connection *c);
+
+static void close_connection(struct connection *c)
+{
+    close(c->descriptor);
+    c->descriptor = -1;
+    c->state = CLOSED;
+}
+
+static void failed(struct connection *c, const char *what, int error)
+{
+    if (first_error[0] == '\0')
+        snprintf(first_error, sizeof first_error, "%s%s%s", what, error ? ": " : "", error ? strerror(error) : "");
+    if (opening && option.mode != NEW)
+        die("%s, while opening connection %d of %d", first_error, opened + 1, option.connections);
+    if (++errors >= MAX_ERRORS)
+        die("too many errors, the first: %s", first_error);
+    in_flight--;
+    close_connection(c);
+    if (!draining)
+        open_connection(c);
+}
+
+static void watch(struct connection *c, uint32_t events)
+{
+    struct epoll_event event = {.events = events, .data.ptr = c};
+    if (c->watched == events)
+        return;
+    if (epoll_ctl(epoll, c->watched ? EPOLL_CTL_MOD : EPOLL_CTL_ADD, c->descriptor, &event) < 0)
+        die("epoll_ctl: %s", strerror(errno));
+    c->watched = events;
+}
+
+/* Send what is left to send, then wait for the answer. */
+static void send_rest(struct connection *c)
+{
+    while (c->sent < c->out_length) {
+        ssize_t size = send(c->descriptor, c->out + c->sent, c->out_length - c->sent, MSG_NOSIGNAL);
+        if (size >= 0) {
+            c->sent += (size_t)size;
+        } else if (errno == EAGAIN) {
+            watch(c, EPOLLOUT);
+            return;
+        } else {
+            failed(c, "send", errno);
+            return;
+        }
+    }
+    watch(c, EPOLLIN);
+}
+
+static void begin_exchange(struct connection *c, enum state state, const char *out, size_t length)
+{
+    c->state = state;
+    c->out = out;
+    c->out_length = length;
+    c->sent = 0;
+    c->have = 0;
+    in_flight++;
+    started++;
+    send_rest(c);
+}
+
+static void open_connection(struct connection *c)
+{
+    static const int on = 1;
+    struct sockaddr_in address = {.sin_family = AF_INET};
+
+    c->source = next_source;
+    next_source = (next_source + 1) % option.sources;
+    c->descriptor = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+    if (c->descriptor < 0)
+        die("socket: %s", strerror(errno));
+    c->watched = 0;
+    c->began = now();
+    setsockopt(c->descriptor, IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, &on, sizeof on);
+    setsockopt(c->descriptor, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
+    address.sin_addr.s_addr = htonl(option.first + (uint32_t)c->source);
+    if (bind(c->descriptor, (struct sockaddr *)&address, sizeof address) < 0)
+        die("bind: %s", strerror(errno));
+    address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+    address.sin_port = htons((uint16_t)option.port);
+    if (connect(c->descriptor, (struct sockaddr *)&address, sizeof address) < 0 && errno != EINPROGRESS) {
+        in_flight++;
+        failed(c, "connect", errno);
+        return;
+    }
+    begin_exchange(c, option.mode == WEBSOCKET ? UPGRADE : HTTP, request, request_length);
+}
+
+static void next_exchange(struct connection *c)
+{
+    c->began = now();
+    if (option.mode == WEBSOCKET)
+        begin_exchange(c, ECHO, message, message_length);
+    else
+        begin_exchange(c, HTTP, request, request_length);
+}
+
+static void open_next(void)
+{
+    static int next;
+    if (next < option.connections)
+        open_connection(&connections[next++]);
+}
+
+static void exchange_done(struct connection *c)
+{
+    int64_t latency = (now() - c->began) / 1000;
+
+    in_flight--;
+    c->have = 0;
+    if (opening && option.mode != NEW) {
+        c->state = RESTING;
+        opened++;
+        open_next();
+        return;
+    }
+    if ((size_t)finished == latencies_capacity) {
+        latencies_capacity = latencies_capacity ? 2 * latencies_capacity : 1 << 16;
+        latencies = realloc(latencies, latencies_capacity * sizeof *latencies);
+        if (latencies == NULL)
+            die("out of memory");
+    }
+    latencies[finished++] = latency > UINT32_MAX ? UINT32_MAX : (uint32_t)latency;
+    if (option.mode == NEW)
+        close_connection(c);
+    if (draining || started >= option.count)
+        return;
+    if (option.mode == NEW)
+        open_connection(c);
+    else
+        next_exchange(c);
+}
+
+/* Check who answered: `text` is a process id, or something else that says nothing. */
+static void check_server(const struct connection *c, const char *text, size_t length)
+{
+    int32_t pid = 0;
+    int index = 0;
+
+    for (size_t i = 0; i < length; i++) {
+        if (text[i] < '0' || text[i] > '9' || pid > 100000000)
+            return;
+        pid = 10 * pid + (text[i] - '0');
+    }
+    if (pid == 0)
+        return;
+    if (server_of_source[c->source] != 0) {
+        repeats++;
+        violations += server_of_source[c->source] != pid;
+    }
+    server_of_source[c->source] = pid;
+    while (index < server_count && servers[index] != pid)
+        index++;
+    if (index == server_count && server_count < MAX_SERVERS)
+        servers[server_count++] = pid;
+}
+
+/* The value of a header in a head of `length` bytes, or NULL. */
+static const char *header(const char *head, size_t length, const char *name)
+{
+    size_t name_length = strlen(name);
+    const char *line = head;
+
+    while ((line = memchr(line, '\n', (size_t)(head + length - line))) != NULL) {
+        line++;
+        if ((size_t)(head + length - line) > name_length && line[name_length] == ':' &&
+            strncasecmp(line, name, name_length) == 0)
+            return line + name_length + 1;
+    }
+    return NULL;
+}
+
+static void parse_response(struct connection *c)
+{
+    const char *end = memmem(c->in, c->have, "\r\n\r\n", 4), *field;
+    size_t head_length, body_length;
+    int status;
+
+    if (end == NULL) {
+        if (c->have >= HEAD_BYTES)
+            failed(c, "response head too long", 0);
+        return;
+    }
+    head_length = (size_t)(end - c->in) + 4;
+    if (sscanf(c->in, "HTTP/1.%*1[01] %d", &status) != 1 || status != (c->state == UPGRADE ? 101 : 200)) {
+        char what[32];
+        snprintf(what, sizeof what, "%.*s", (int)strcspn(c->in, "\r\""), c->in);
+        failed(c, what, 0);
+        return;
+    }
+    if (c->state == UPGRADE) {
+        c->have -= head_length;
+        memmove(c->in, c->in + head_length, c->have);
+        c->state = GREETING;
+        return;
+    }
+    field = header(c->in, head_length, "content-length");
+    if (field == NULL) {
+        failed(c, "response without Content-Length", 0);
+        return;
+    }
+    body_length = strtoul(field, NULL, 10);
+    if (head_length + body_length > in_capacity) {
+        failed(c, "response too long", 0);
+        return;
+    }
+    if (c->have < head_length + body_length)
+        return;
+    check_server(c, c->in + head_length, body_length);
+    exchange_done(c);
+}
+
+static void parse_frame(struct connection *c)
+{
+    const unsigned char *in = (const unsigned char *)c->in;
+    size_t head_length = 2, length;
+
+    if (c->have < 2)
+        return;
+    length = in[1];
+    if (length == 126 || length == 127) {
+        head_length = length == 126 ? 4 : 10;
+        if (c->have < head_length)
+            return;
+        length = 0;
+        for (size_t i = 2; i < head_length; i++)
+            length = length << 8 | in[i];
+    }
+    if (in[0] != 0x81 || length > MAX_MESSAGE_BYTES || head_length + length > in_capacity) {
+        failed(c, "unexpected frame", 0);
+        return;
+    }
+    if (c->have < head_length + length)
+        return;
+    if (c->have > head_length + length) {
+        failed(c, "more than one frame", 0);
+    } else if (c->state == GREETING) {
+        check_server(c, c->in + head_length, length);
+        exchange_done(c);
+    } else if (length != option.bytes || memcmp(c->in + head_length, payload, length) != 0) {
+        failed(c, "echo differs", 0);
+    } else {
+        exchange_done(c);
+    }
+}
+
+static void receive(struct connection *c)
+{
+    ssize_t size = recv(c->descriptor, c->in + c->have, in_capacity - c->have, 0);
+
+    if (size < 0 && errno == EAGAIN)
+        return;
+    if (c->state == CLOSING) {
+        if (size <= 0)
+            close_connection(c);
+        return;
+    }
+    if (c->state == RESTING)
+        die("the server closed an idle connection");
+    if (size <= 0) {
+        failed(c, size < 0 ? "recv" : "closed before the response", size < 0 ? errno : 0);
+        return;
+    }
+    c->have += (size_t)size;
+    if (c->state == HTTP || c->state == UPGRADE)
+        parse_response(c);
+    if (c->state == GREETING || c->state == ECHO)
+        parse_frame(c);
+}
+
+static void turn(int64_t until)
+{
+    struct epoll_event events[EVENTS];
+    int64_t left = until - now();
+    int count = epoll_wait(epoll, events, EVENTS, left > 0 ? (int)(left / 1000000) + 1 : 0);
+
+    if (count < 0 && errno != EINTR)
+        die("epoll_wait: %s", strerror(errno));
+    for (int i = 0; i < count; i++) {
+        struct connection *c = events[i].data.ptr;
+        if (c == NULL) { /* standard input has ended */
+            draining = 1;
+            continue;
+        }
+        if (c->state == CLOSED)
+            continue;
+        if (events[i].events & EPOLLOUT)
+            send_rest(c);
+        else
+            receive(c);
+    }
+}
+
+/* Say goodbye on every WebSocket and give the servers a moment to answer; the other connections just close. */
+static void close_all(void)
+{
+    static const char goodbye[] = {(char)0x88, (char)0x82, 0, 0, 0, 0, 0x03, (char)0xe8};
+    int64_t until = now() + CLOSE_NANOSECONDS;
+    int left = 0;
+
+    for (int i = 0; i < option.connections; i++) {
+        struct connection *c = &connections[i];
+        if (c->state == CLOSED)
+            continue;
+        if (option.mode != WEBSOCKET || c->state != RESTING ||
+            send(c->descriptor, goodbye, sizeof goodbye, MSG_NOSIGNAL) < 0) {
+            close_connection(c);
+        } else {
+            c->state = CLOSING;
+            c->have = 0;
+            left++;
+        }
+    }
+    while (left > 0 && now() < until) {
+        turn(until);
+        left = 0;
+        for (int i = 0; i < option.connections; i++)
+            left += connections[i].state == CLOSING;
+    }
+}
+
+static int compare(const void *left, const void *right)
+{
+    uint32_t a = *(const uint32_t *)left, b = *(const uint32_t *)right;
+    return (a > b) - (a < b);
+}
+
+static double percentile(double share)
+{
+    return finished ? latencies[(int64_t)(share * (double)(finished - 1))] / 1000.0 : 0;
+}
+
+static void report(double seconds)
+{
+    struct rusage usage;
+
+    getrusage(RUSAGE_SELF, &usage);
+    if (finished)
+        qsort(latencies, (size_t)finished, sizeof *latencies, compare);
+    printf("{\"requests\": %lld, \"errors\": %lld, \"first_error\": \"%s\", \"seconds\": %.6f, "
+           "\"requests_per_second\": %.1f, \"p50_ms\": %.3f, \"p99_ms\": %.3f, \"p999_ms\": %.3f, "
+           "\"unfinished\": %d, \"opened\": %d, \"servers\": %d, \"repeats\": %lld, \"violations\": %lld, \"cpu_seconds\": %.6f}\n",
+           (long long)finished, (long long)errors, first_error, seconds,
+           seconds > 0 ? (double)finished / seconds : 0, percentile(0.5), percentile(0.99), percentile(0.999), in_flight,
+           opened, server_count, (long long)repeats, (long long)violations,
+           (double)(usage.ru_utime.tv_sec + usage.ru_stime.tv_sec) +
+               (double)(usage.ru_utime.tv_usec + usage.ru_stime.tv_usec) / 1e6);
+    fflush(stdout);
+}
+
+static int64_t number(const char *name, const char *text, int64_t low, int64_t high)
+{
+    char *end;
+    long long value = strtoll(text, &end, 10);
+    if (*text == '\0' || *end != '\0' || value < low || value > high)
+        die("--%s %s: expected a number from %lld to %lld", name, text, (long long)low, (long long)high);
+    return value;
+}
+
+static void parse_options(int argc, char **argv)
+{
+    static const struct option names[] = {
+        {"port", 1, NULL, 'p'},  {"mode", 1, NULL, 'm'},    {"connections", 1, NULL, 'c'},
+        {"seconds", 1, NULL, 's'}, {"count", 1, NULL, 'n'}, {"bytes", 1, NULL, 'b'},
+        {"sources", 1, NULL, 'a'}, {"first", 1, NULL, 'f'}, {"path", 1, NULL, 'u'},
+        {0},
+    };
+    const char *mode = "", *first = "127.1.0.1";
+    struct in_addr address;
+    int letter, index;
+
+    while ((letter = getopt_long(argc, argv, "", names, &index)) != -1) {
+        if (letter == '?')
+            exit(1);
+        if (letter == 'p')
+            option.port = (int)number("port", optarg, 1, 65535);
+        else if (letter == 'm')
+            mode = optarg;
+        else if (letter == 'c')
+            option.connections = (int)number("connections", optarg, 1, MAX_CONNECTIONS);
+        else if (letter == 's')
+            option.seconds = (double)number("seconds", optarg, 1, MAX_SECONDS);
+        else if (letter == 'n')
+            option.count = number("count", optarg, 1, MAX_REQUESTS);
+        else if (letter == 'b')
+            option.bytes = (size_t)number("bytes", optarg, 1, MAX_MESSAGE_BYTES);
+        else if (letter == 'a')
+            option.sources = (int)number("sources", optarg, 1, MAX_SOURCES);
+        else if (letter == 'f')
+            first = optarg;
+        else if (letter == 'u')
+            option.path = optarg;
+    }
+    if (optind < argc)
+        die("unexpected argument: %s", argv[optind]);
+    if (option.port == 0)
+        die("--port is missing");
+    if (strcmp(mode, "new") == 0)
+        option.mode = NEW;
+    else if (strcmp(mode, "keepalive") == 0 || strcmp(mode, "idle") == 0)
+        option.mode = KEEPALIVE;
+    else if (strcmp(mode, "websocket") == 0 || strcmp(mode, "idle-websocket") == 0)
+        option.mode = WEBSOCKET;
+    else
+        die("--mode %s: expected new, keepalive, websocket, idle or idle-websocket", mode);
+    option.hold = strncmp(mode, "idle", 4) == 0;
+    if (inet_pton(AF_INET, first, &address) != 1)
+        die("--first %s: expected an IPv4 address", first);
+    option.first = ntohl(address.s_addr);
+    if (option.first >> 24 != 127 || (option.first + (uint32_t)option.sources - 1) >> 24 != 127)
+        die("--first %s --sources %d: expected addresses of 127.0.0.0/8", first, option.sources);
+}
+
+static void prepare(void)
+{
+    static const char mask[4] = {0x37, (char)0xfa, 0x21, 0x3d};
+    struct rlimit limit;
+    size_t head = option.bytes < 126 ? 2 : option.bytes < 65536 ? 4 : 10;
+
+    getrlimit(RLIMIT_NOFILE, &limit);
+    limit.rlim_cur = limit.rlim_max;
+    setrlimit(RLIMIT_NOFILE, &limit);
+    if (limit.rlim_cur < (rlim_t)option.connections + 16)
+        die("%d connections need more than the %llu descriptors allowed", option.connections,
+            (unsigned long long)limit.rlim_cur);
+
+    request_length = (size_t)snprintf(
+        request, sizeof request, "GET %s HTTP/1.1\r\nHost: 127.0.0.1:%d\r\n%s\r\n", option.path, option.port,
+        option.mode == NEW         ? "Connection: close\r\n"
+        : option.mode == KEEPALIVE ? "Connection: keep-alive\r\n"
+                                   : "Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"
+                                     "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n");
+    if (request_length >= sizeof request)
+        die("--path is too long");
+
+    message_length = head + sizeof mask + option.bytes;
+    message = allocate(1, message_length);
+    payload = allocate(1, option.bytes);
+    message[0] = (char)0x81;
+    message[1] = (char)(0x80 | (head == 2 ? option.bytes : head == 4 ? 126 : 127));
+    for (size_t i = 2; i < head; i++)
+        message[i] = (char)(option.bytes >> 8 * (head - 1 - i));
+    memcpy(message + head, mask, sizeof mask);
+    for (size_t i = 0; i < option.bytes; i++) {
+        payload[i] = (char)('a' + i % 26);
+        message[head + sizeof mask + i] = (char)(payload[i] ^ mask[i % 4]);
+    }
+
+    in_capacity = HEAD_BYTES + option.bytes;
+    connections = allocate((size_t)option.connections, sizeof *connections);
+    for (int i = 0; i < option.connections; i++)
+        connections[i].in = allocate(1, in_capacity);
+    server_of_source = allocate((size_t)option.sources, sizeof *server_of_source);
+    epoll = epoll_create1(EPOLL_CLOEXEC);
+    if (epoll < 0)
+        die("epoll_create1: %s", strerror(errno));
+}
+
+int main(int argc, char **argv)
+{
+    int64_t begin, until;
+
+    parse_options(argc, argv);
+    prepare();
+    begin = now();
+    until = begin + (int64_t)(option.seconds * 1e9);
+
+    if (option.mode != NEW) {
+        for (int i = 0; i < OPENING_AT_ONCE; i++)
+            open_next();
+        while (opened < option.connections && now() < until)
+            turn(until);
+        if (opened < option.connections)
+            die("only %d of %d connections are open after %.0f s", opened, option.connections, option.seconds);
+    }
+    opening = 0;
+
+    if (option.hold) {
+        struct epoll_event event = {.events = EPOLLIN | EPOLLHUP, .data.ptr = NULL};
+        report((double)(now() - begin) / 1e9);
+        if (epoll_ctl(epoll, EPOLL_CTL_ADD, STDIN_FILENO, &event) < 0)
+            die("standard input: expected a pipe: %s", strerror(errno));
+        while (!draining && now() < until)
+            turn(until);
+        close_all();
+        return 0;
+    }
+
+    started = 0;
+    begin = now();
+    until = begin + (int64_t)(option.seconds * 1e9);
+    for (int i = 0; i < option.connections && started < option.count; i++) {
+        if (option.mode == NEW)
+            open_connection(&connections[i]);
+        else
+            next_exchange(&connections[i]);
+    }
+    while (in_flight > 0 && now() < until)
+        turn(until);
+    draining = 1;
+    until = now() + DRAIN_NANOSECONDS;
+    while (in_flight > 0 && now() < until)
+        turn(until);
+    until = now();
+    for (int i = 0; i < option.connections; i++)
+        if (connections[i].state == ECHO && connections[i].sent == message_length)
+            connections[i].state = RESTING;
+    close_all();
+    report((double)(until - begin) / 1e9);
+    return 0;
+}

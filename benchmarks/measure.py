@@ -1,0 +1,206 @@
+"""Takes measurements: CPU time and memory of processes, from /proc, and what the load generator sees."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import subprocess
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+
+TICKS = os.sysconf("SC_CLK_TCK")
+SETTLE_SECONDS = 0.5
+
+
+class MeasureError(Exception):
+    """A measurement can't be taken, or can't be trusted."""
+
+
+def process_tree(root: int) -> list[int]:
+    """The process and all its descendants."""
+    children: dict[int, list[int]] = {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            # proc(5): pid (command) state ppid ...; the command may hold blanks and parentheses
+            parent = int(path.read_text().rpartition(")")[2].split()[1])
+            children.setdefault(parent, []).append(int(path.parent.name))
+    tree = [root]
+    for pid in tree:
+        tree.extend(children.get(pid, ()))
+    return tree
+
+
+def cpu_seconds(pids: Iterable[int]) -> dict[int, float]:
+    """The CPU time of each process so far, of all its threads, to the nanosecond (schedstat).
+
+    :raises OSError: a process is gone
+    """
+    return {
+        pid: sum(int(path.joinpath("schedstat").read_text().split()[0]) for path in Path(f"/proc/{pid}/task").iterdir())
+        / 1e9
+        for pid in pids
+    }
+
+
+def private_kib(pids: Iterable[int]) -> int:
+    """The memory that only these processes use, KiB. Socket buffers in the kernel are not in it."""
+    return sum(
+        int(size)
+        for pid in pids
+        for size in re.findall(r"^Private_\w+: +(\d+)", Path(f"/proc/{pid}/smaps_rollup").read_text(), re.M)
+    )
+
+
+def machine_seconds() -> tuple[float, float]:
+    """The CPU time used on the whole machine so far, and the time that the hypervisor took from it."""
+    user, nice, system, _idle, _iowait, irq, softirq, steal, *_ = map(
+        int, Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:]
+    )
+    return (user + nice + system + irq + softirq) / TICKS, steal / TICKS
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What one round of load on one server gave. Times of CPU are microseconds for each request.
+
+    :ivar server_us: CPU of all the server's processes
+    :ivar router_us: the routers' part of it
+    :ivar client_us: CPU of the load generator
+    :ivar repeats: how many requests came from a client that had had an answer from a worker in this run
+    :ivar moved: how many of these were answered by another worker than the time before
+    :ivar others_cores: how many cores other processes, and the hypervisor, kept busy meanwhile
+    """
+
+    requests_per_second: float
+    server_us: float
+    router_us: float
+    client_us: float
+    p50_ms: float
+    p99_ms: float
+    p999_ms: float
+    repeats: int
+    moved: int
+    errors: int
+    others_cores: float
+
+
+class Load:
+    """The load generator, compiled when its source is newer.
+
+    :raises MeasureError: it does not compile
+    """
+
+    def __init__(self, compiler: str) -> None:
+        source = HERE / "load.c"
+        self.path = HERE / "build" / "load"
+        if self.path.exists() and self.path.stat().st_mtime > source.stat().st_mtime:
+            return
+        self.path.parent.mkdir(exist_ok=True)
+        command = [
+            *(compiler, "-std=c11", "-O2", "-Wall", "-Wextra", "-Werror"),
+            "-o",
+            str(self.path),
+            str(source),
+        ]
+        result = subprocess.run(command, capture_output=True, text=True)  # noqa: S603 - our own source
+        if result.returncode != 0:
+            raise MeasureError(f"{' '.join(command)}:\n{result.stderr}")
+
+    def _start(self, port: int, mode: str, options: dict[str, int]) -> subprocess.Popen[str]:
+        flags = [part for name, value in options.items() for part in (f"--{name}", str(value))]
+        return subprocess.Popen(  # noqa: S603 - our own program
+            [str(self.path), "--port", str(port), "--mode", mode, *flags],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def run(self, port: int, mode: str, **options: int) -> dict[str, Any]:
+        """Run it to its end, and return what it reports.
+
+        :raises MeasureError: it fails
+        """
+        with self._start(port, mode, options) as process:
+            line, _ = process.communicate()
+        if process.returncode != 0:
+            raise MeasureError(f"load, mode {mode}: exit status {process.returncode}")
+        report: dict[str, Any] = json.loads(line)
+        return report
+
+    @contextlib.contextmanager
+    def hold(self, port: int, mode: str, connections: int) -> Iterator[None]:
+        """Keep idle connections open for as long as the context lasts."""
+        with self._start(port, mode, {"connections": connections, "seconds": 60}) as process:
+            if process.stdout is None or not process.stdout.readline():
+                raise MeasureError(f"load, mode {mode}: {connections} connections could not be opened")
+            yield
+            process.communicate()
+        if process.returncode != 0:
+            raise MeasureError(f"load, mode {mode}: exit status {process.returncode}")
+
+
+def sample(load: Load, processes: list[int], routers: list[int], port: int, mode: str, **options: int) -> Sample:
+    """Put load on a server and measure.
+
+    :raises MeasureError: nothing was answered, or a process of the server was replaced meanwhile
+    """
+    machine, stolen = machine_seconds()
+    before, begin = cpu_seconds(processes), time.monotonic()
+    report = load.run(port, mode, **options)
+    elapsed = time.monotonic() - begin
+    try:
+        after = cpu_seconds(processes)
+    except OSError as error:
+        raise MeasureError(f"a process of the server went away: {error}") from error
+    used = {pid: after[pid] - before[pid] for pid in processes}
+    requests = report["requests"]
+    if requests == 0:
+        raise MeasureError(f"load, mode {mode}: nothing was answered: {report['first_error']}")
+    machine_after, stolen_after = machine_seconds()
+    others = machine_after - machine - sum(used.values()) - report["cpu_seconds"] + stolen_after - stolen
+    return Sample(
+        requests_per_second=report["requests_per_second"],
+        server_us=sum(used.values()) / requests * 1e6,
+        router_us=sum(used[pid] for pid in routers) / requests * 1e6,
+        client_us=report["cpu_seconds"] / requests * 1e6,
+        p50_ms=report["p50_ms"],
+        p99_ms=report["p99_ms"],
+        p999_ms=report["p999_ms"],
+        repeats=report["repeats"],
+        moved=report["violations"],
+        errors=report["errors"] + report["unfinished"],
+        others_cores=max(0.0, others / elapsed),
+    )
+
+
+@dataclass(frozen=True)
+class Memory:
+    """The memory of some processes before and while connections are open, KiB."""
+
+    before_kib: int
+    after_kib: int
+    connections: int
+
+    @property
+    def kib_each(self) -> float:
+        """What one connection costs."""
+        return (self.after_kib - self.before_kib) / self.connections
+
+
+def memory(load: Load, groups: list[list[int]], port: int, mode: str, connections: int) -> list[Memory]:
+    """Open idle connections and measure groups of processes.
+
+    The server must be fresh, but have served something.
+    """
+    befores = [private_kib(group) for group in groups]
+    with load.hold(port, mode, connections):
+        time.sleep(SETTLE_SECONDS)
+        afters = [private_kib(group) for group in groups]
+    return [Memory(before, after, connections) for before, after in zip(befores, afters, strict=True)]

@@ -1,0 +1,305 @@
+"""Starts what is measured: ours, plain gunicorn, and the routers of other projects.
+
+Each server runs in a temporary folder of its own and listens on 127.0.0.1 on a free port. Functions that
+start one take a stack, which stops the server and removes its folder when it is left.
+"""
+
+from __future__ import annotations
+
+import getpass
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from string import Template
+
+from measure import process_tree
+
+HERE = Path(__file__).resolve().parent
+PEERS = HERE / "peers"
+
+PLAIN_WORKER = "geventwebsocket.gunicorn.workers.GeventWebSocketWorker"
+STICKY_WORKER = "sticky_session.Worker"
+
+READY_SECONDS = 30.0
+STOP_SECONDS = 10.0
+
+
+class ServerError(Exception):
+    """A server did not start, or stopped by itself."""
+
+
+@dataclass
+class Server:
+    """A running server.
+
+    :ivar name: as it is called in the tables
+    :ivar process: its first process
+    :ivar port: where clients connect
+    :ivar routers: the processes that decide where a connection goes
+    :ivar backends: servers behind it
+    """
+
+    name: str
+    process: subprocess.Popen[bytes]
+    folder: Path
+    port: int
+    routers: list[int] = field(default_factory=list)
+    backends: list[Server] = field(default_factory=list)
+
+    @property
+    def log(self) -> str:
+        """What it has printed so far."""
+        return (self.folder / "log").read_text(errors="replace")
+
+    @property
+    def processes(self) -> list[int]:
+        """All its processes, those of its backends included."""
+        return process_tree(self.process.pid) + [pid for backend in self.backends for pid in backend.processes]
+
+    @property
+    def workers(self) -> list[int]:
+        """Its processes, and those of its backends, that are neither routers nor the first one."""
+        own = [pid for pid in process_tree(self.process.pid) if pid not in (self.process.pid, *self.routers)]
+        return own + [pid for backend in self.backends for pid in backend.workers]
+
+    def check(self) -> None:
+        """Raise :class:`ServerError` if it is no longer running."""
+        if self.process.poll() is not None:
+            raise ServerError(f"{self.name} exited with status {self.process.returncode}:\n{self.log}")
+
+    def wait(self, condition: Callable[[], object], what: str) -> None:
+        """Wait until ``condition()`` is true."""
+        until = time.monotonic() + READY_SECONDS
+        while not condition():
+            self.check()
+            if time.monotonic() > until:
+                raise ServerError(f"{self.name}: {what} after {READY_SECONDS:g} s:\n{self.log}")
+            time.sleep(0.05)
+
+    def wait_for_workers(self, count: int) -> None:
+        """Wait until ``count`` different processes have answered a request."""
+        seen: set[bytes] = set()
+        clients = iter(range(1, 1_000_000))
+
+        def ask() -> bool:
+            number = next(clients)
+            source = f"127.250.{number >> 8 & 255}.{number & 255}"
+            with suppress(OSError):
+                seen.add(get(self.port, source))
+            return len(seen) >= count
+
+        self.wait(ask, f"not all of {count} workers have answered")
+
+    def stop(self) -> None:
+        """Stop it, politely first."""
+        self.process.terminate()
+        try:
+            self.process.wait(STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            # It is the leader of a process group that holds its children.
+            os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
+
+
+def get(port: int, source: str) -> bytes:
+    """The body of the answer to one GET request from ``source``.
+
+    :raises OSError: there is no good answer
+    """
+    with socket.create_connection(("127.0.0.1", port), 5, (source, 0)) as client:
+        client.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+        with client.makefile("rb") as stream:
+            head, _, body = stream.read().partition(b"\r\n\r\n")
+    if not head.startswith(b"HTTP/1.1 200 ") or not body:
+        raise ConnectionError(f"unexpected answer: {head[:80]!r}")
+    return body
+
+
+def free_port() -> int:
+    """A port that nobody listens on."""
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def launch(
+    stack: ExitStack, name: str, command: Sequence[str], port: int = 0, files: dict[str, str] | None = None
+) -> Server:
+    """Start a command in a temporary folder that holds ``files``."""
+    folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-")))
+    for file, text in (files or {}).items():
+        (folder / file).write_text(text)
+    with (folder / "log").open("wb") as log:
+        process = subprocess.Popen(  # noqa: S603 - the commands are those below
+            command, cwd=folder, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+        )
+    server = Server(name, process, folder, port)
+    stack.callback(server.stop)
+    return server
+
+
+def gunicorn(stack: ExitStack, name: str, worker_class: str, workers: int) -> Server:
+    """Start gunicorn with the benchmarks' application."""
+    server = launch(
+        stack,
+        name,
+        [
+            *(sys.executable, "-m", "gunicorn", "--no-control-socket", "--bind", "127.0.0.1:0"),
+            *("--worker-class", worker_class, "--workers", str(workers)),
+            # Room for the idle connections, which also must stay open.
+            *("--worker-connections", "16384", "--keep-alive", "600"),
+            *("--pythonpath", str(HERE), "app:app"),
+        ],
+    )
+    server.wait(lambda: re.search(r"Listening at: \S+:\d+ ", server.log), "not listening")
+    server.port = int(re.findall(r"Listening at: \S+:(\d+) ", server.log)[0])
+    return server
+
+
+def plain(stack: ExitStack, workers: int) -> Server:
+    """Start plain gunicorn: the workers share one listening socket, nothing is sticky."""
+    server = gunicorn(stack, "plain gunicorn", PLAIN_WORKER, workers)
+    server.wait_for_workers(workers)
+    return server
+
+
+def ours(stack: ExitStack, workers: int) -> Server:
+    """Start gunicorn with our workers, and our listener."""
+    server = gunicorn(stack, "ours", STICKY_WORKER, workers)
+    server.wait(lambda: re.search(r"Listener ready \(pid:\d+\)", server.log), "no listener")
+    server.routers = [int(re.findall(r"Listener ready \(pid:(\d+)\)", server.log)[-1])]
+    server.wait_for_workers(workers)
+    return server
+
+
+def proxy(
+    stack: ExitStack,
+    name: str,
+    command: Sequence[str],
+    template: str,
+    upstream: str,
+    workers: int,
+    **values: str,
+) -> Server:
+    """Start a proxy in front of ``workers`` gunicorns with one plain worker each.
+
+    :param template: file with the proxy's configuration
+    :param upstream: line of the configuration for each gunicorn, with ``{slot}`` and ``{port}``
+    """
+    backends = [gunicorn(stack, f"{name}, backend {slot}", PLAIN_WORKER, 1) for slot in range(workers)]
+    for backend in backends:
+        backend.wait_for_workers(1)
+    port = free_port()
+    lines = [upstream.format(slot=slot, port=backend.port) for slot, backend in enumerate(backends)]
+    text = Template((PEERS / template).read_text()).substitute(port=port, upstreams="\n".join(lines), **values)
+    server = launch(stack, name, command, port, {template.removesuffix(".in"): text})
+    server.backends = backends
+    server.wait_for_workers(workers)
+    server.routers = process_tree(server.process.pid)
+    return server
+
+
+def _nginx(stack: ExitStack, name: str, workers: int, connection: str, keepalive: str) -> Server:
+    return proxy(
+        stack,
+        name,
+        [tool("nginx"), "-p", ".", "-c", "nginx.conf", "-e", "stderr"],
+        "nginx.conf.in",
+        "        server 127.0.0.1:{port};",
+        workers,
+        user=getpass.getuser(),
+        connection=connection,
+        keepalive=keepalive,
+    )
+
+
+def nginx(stack: ExitStack, workers: int) -> Server:
+    """Start nginx with ``hash $remote_addr consistent``; each request is a new connection to a worker."""
+    return _nginx(stack, "nginx", workers, "close", "")
+
+
+def nginx_keepalive(stack: ExitStack, workers: int) -> Server:
+    """Start nginx that keeps its connections to the workers alive."""
+    return _nginx(stack, "nginx, kept-alive upstreams", workers, "", "keepalive 64;")
+
+
+def haproxy(stack: ExitStack, workers: int) -> Server:
+    """Start HAProxy with ``balance source``."""
+    return proxy(
+        stack,
+        "HAProxy",
+        [tool("haproxy"), "-db", "-f", "haproxy.cfg"],
+        "haproxy.cfg.in",
+        "    server worker{slot} 127.0.0.1:{port}",
+        workers,
+    )
+
+
+def node(stack: ExitStack, name: str, script: str, workers: int) -> Server:
+    """Start a Node server; its first process is the router."""
+    port = free_port()
+    server = launch(stack, name, [tool("node"), str(PEERS / script), str(port), str(workers)], port)
+    server.routers = [server.process.pid]
+    server.wait_for_workers(workers)
+    return server
+
+
+def node_sticky_session(stack: ExitStack, workers: int) -> Server:
+    """Start npm's sticky-session."""
+    return node(stack, "Node sticky-session", "sticky_session.js", workers)
+
+
+def node_socketio_sticky(stack: ExitStack, workers: int) -> Server:
+    """Start npm's @socket.io/sticky."""
+    return node(stack, "Node @socket.io/sticky", "socketio_sticky.js", workers)
+
+
+def tool(command: str) -> str:
+    """The path of a command that :func:`install` has made sure of."""
+    path = shutil.which(command, path=f"{os.environ['PATH']}:/usr/sbin")
+    if path is None:
+        raise ServerError(f"{command}: not found")
+    return path
+
+
+def install() -> None:
+    """Install the peers that are missing: Debian packages and npm's.
+
+    :raises ServerError: a package can't be installed
+    """
+    packages = {"cc": "gcc", "nginx": "nginx", "haproxy": "haproxy", "node": "nodejs", "npm": "npm"}
+    missing = []
+    for command, package in packages.items():
+        try:
+            tool(command)
+        except ServerError:
+            missing.append(package)
+    if missing:
+        if os.geteuid() != 0 or shutil.which("apt-get") is None:
+            raise ServerError(f"missing: {', '.join(missing)}; install them, or run this as root on Debian")
+        run([tool("apt-get"), "update", "-qq"])
+        run([tool("apt-get"), "install", "-qq", "--no-install-recommends", "gcc", "libc6-dev", *missing])
+    lock, installed = PEERS / "package-lock.json", PEERS / "node_modules" / ".package-lock.json"
+    if not installed.exists() or installed.stat().st_mtime < lock.stat().st_mtime:
+        run([tool("npm"), "ci", "--no-audit", "--no-fund"], PEERS)
+
+
+def run(command: Sequence[str], folder: Path | None = None) -> None:
+    """Run a command to its end, quietly.
+
+    :raises ServerError: it fails
+    """
+    # The commands are those of install().
+    result = subprocess.run(command, cwd=folder, capture_output=True, text=True)  # noqa: S603
+    if result.returncode != 0:
+        raise ServerError(f"{' '.join(command)}: exit status {result.returncode}\n{result.stdout}{result.stderr}")
