@@ -305,6 +305,8 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
 
     def reexec(self) -> None:
         """SIGUSR2: start a new arbiter, and agree with it over who accepts."""
+        # The one before may have ended a moment ago.
+        self.reap_workers()
         if self.reexec_pid != 0 or self.master_pid != 0:
             super().reexec()
             return

@@ -110,6 +110,8 @@ class Worker(GeventWorker):  # type: ignore[misc]
         _worker_in_this_process[:] = [self]
         self.server = Server(self)
         self.server.start()
+        # The arbiter takes the time from a file that has none yet: it would never time out a worker that hung now.
+        self.notify()
         if self.alive:
             # Told to stop while it booted, it must not take the slot from the one that has come after it.
             self.seat.take()

@@ -121,7 +121,7 @@ def test_slot_that_cannot_boot(trouble: str, tmp_path: Path) -> None:
                 assert (who["slot"], who["pid"]) == (SICK, replacement)
         assert load.failures == []
         for address in others:
-            assert load.slots(address) == {get(server.port, "/", address).json()["slot"]}
+            assert load.slots(address) <= {get(server.port, "/", address).json()["slot"]}
             assert load.pids(address) <= set(first.values())
 
 

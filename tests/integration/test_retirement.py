@@ -14,7 +14,7 @@ def test_max_requests_under_load() -> None:
             server.wait_for("Autorestarting worker", count=12, timeout=30)
         assert load.failures == []
         for address in clients:
-            assert len(load.slots(address)) == 1
+            assert len(load.slots(address)) <= 1
         wait_until(lambda: children_and_zombies(server.arbiter_pid) == 3, what="two workers and the listener")
 
 
@@ -40,4 +40,4 @@ def test_close_under_load() -> None:
                 server.wait_for(rf"Worker exiting \(pid: {who['pid']}\)", after=mark)
         assert load.failures == []
         for address in clients:
-            assert len(load.slots(address)) == 1
+            assert len(load.slots(address)) <= 1

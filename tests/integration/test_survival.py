@@ -54,7 +54,7 @@ def test_killed_listener_under_load() -> None:
             assert children_and_zombies(server.arbiter_pid) == 3
         # The one connection that a listener has in its hands dies with it.
         assert len(load.failures) <= kills, load.failures
-        assert all(len(load.pids(address)) == 1 for address in clients[8:])
+        assert all(len(load.pids(address)) <= 1 for address in clients[8:])
 
 
 def test_killed_listener_leaves_the_backlog() -> None:
