@@ -27,7 +27,6 @@ import sys
 import time
 import traceback
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import gevent
@@ -37,9 +36,12 @@ from gunicorn.arbiter import Arbiter
 from gunicorn.errors import AppImportError, HaltServer
 
 from sticky_session.address import Masks
+from sticky_session.bootreport import report_boot_failure
+from sticky_session.children import fork, original_fork
 from sticky_session.errors import OptionError, StickySessionError
 from sticky_session.handoff import Frame, close
-from sticky_session.listener import BEAT_SECONDS, Listener, peer_host
+from sticky_session.listener import Listener, peer_host
+from sticky_session.listeners import Listeners
 from sticky_session.ring import Ring
 from sticky_session.settings import check_settings, options_of
 from sticky_session.slots import Generation, Seat, pour
@@ -48,29 +50,14 @@ from sticky_session.upgrade import Upgrade
 if TYPE_CHECKING:
     from sticky_session.worker import Worker
 
-# gevent, when it is patched in here (--preload, listen()), would watch children and take their exit statuses.
-_fork = get_original("os", "fork")
-
 # How long a slot waits for the next try after its worker failed to boot for the first, second ... time.
 RETRY_SECONDS = (0.5, 1.0, 2.0, 4.0)
 # How long processes get that a second signal has told to hurry, as in gunicorn.
 QUICK_SECONDS = 2.0
-# A listener that lived for a shorter time than this is not restarted at once.
-LISTENER_MIN_SECONDS = 1.0
 
 
 class _ReloadedError(Exception):
     """Leaves gunicorn's reload() where it begins to wait for the old workers, deaf to everything else."""
-
-
-@dataclass
-class ListenerProcess:
-    """The arbiter's view of a listener."""
-
-    pid: int
-    generation: Generation
-    started_at: float
-    accepting: bool = True
 
 
 class StickyArbiter(Arbiter):  # type: ignore[misc]
@@ -123,9 +110,7 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
             gevent.idle()
         self._old = []
         self._next = None
-        self._listener: ListenerProcess | None = None
-        self._former_listeners: dict[int, ListenerProcess] = {}
-        self._listener_holds_until = 0.0
+        self._listeners = Listeners(self.log, self._be_listener)
         self._has_served = False
         self._stopping = False
         self._reloading = False
@@ -181,7 +166,7 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
         """Reap children; a worker that can't boot ends the server only if none has ever served."""
         if self._reloading:
             raise _ReloadedError
-        self._reap_listeners()
+        self._listeners.reap()
         before = dict(self.WORKERS)
         while True:
             try:
@@ -199,18 +184,14 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
                 if failed.seat.generation is self._next:
                     self._abandon_next()
         # One that ended meanwhile has been taken by gunicorn's waitpid(-1).
-        self._reap_listeners()
+        self._listeners.reap()
         self._forget(before)
 
     def murder_workers(self) -> None:
         """Kill the workers, and the listeners, that have not been heard of for too long."""
         super().murder_workers()
-        for listener in self._listeners():
-            last_beat = max(listener.generation.table.last_beat, listener.started_at)
-            # An idle listener may take two beats' time for one.
-            if self.timeout and time.monotonic() - last_beat > self.timeout + 2 * BEAT_SECONDS:
-                self.log.critical("LISTENER TIMEOUT (pid:%s)", listener.pid)
-                kill(listener.pid, signal.SIGKILL)
+        if self.timeout:
+            self._listeners.murder(self.timeout)
 
     def reload(self) -> None:
         """SIGHUP: build a new generation beside the current one, with new configuration and code."""
@@ -260,27 +241,25 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
         sock.close_sockets(self.LISTENERS, self.owns_socket_files())
         self.LISTENERS = []
         deadline = time.monotonic() + self.cfg.graceful_timeout
-        self._stop_listener(signal.SIGTERM if graceful else signal.SIGQUIT)
-        while self._former_listeners and time.monotonic() < deadline:
+        self._listeners.stop(signal.SIGTERM if graceful else signal.SIGQUIT)
+        while self._listeners and time.monotonic() < deadline:
             if graceful and self._wants_quick_end():
                 graceful = False
                 deadline = min(deadline, time.monotonic() + QUICK_SECONDS)
-                for pid in self._former_listeners:
-                    kill(pid, signal.SIGQUIT)
-            self._reap_listeners()
-            if not self._is_accepting():
+                self._listeners.kill(signal.SIGQUIT)
+            self._listeners.reap()
+            if not self._listeners.is_accepting():
                 # Another arbiter, if there is one, may accept from now on.
                 self._upgrade.close()
             time.sleep(0.01)
-        for pid in self._former_listeners:
-            kill(pid, signal.SIGKILL)
+        self._listeners.kill(signal.SIGKILL)
         self._upgrade.close()
         if graceful:
             self._spawn_for_the_rest()
         # gunicorn takes the timeout from here, and begins to count only now.
         self.cfg.set("graceful_timeout", max(0, math.ceil(deadline - time.monotonic())))
         super().stop(graceful)
-        self._reap_listeners()
+        self._listeners.reap()
 
     def _wants_quick_end(self) -> bool:
         """Whether SIGINT or SIGQUIT has come during a graceful shutdown; all other signals come too late."""
@@ -300,8 +279,7 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
     def handle_usr1(self) -> None:
         """SIGUSR1: reopen the logs, the listener's too."""
         super().handle_usr1()
-        if self._listener is not None:
-            kill(self._listener.pid, signal.SIGUSR1)
+        self._listeners.kill(signal.SIGUSR1)
 
     def reexec(self) -> None:
         """SIGUSR2: start a new arbiter, and agree with it over who accepts."""
@@ -364,7 +342,7 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
             return
         self._old.append(self._current)
         self._current, self._next = upcoming, None
-        self._stop_listener(signal.SIGTERM)
+        self._listeners.stop(signal.SIGTERM)
 
     def _resize(self) -> None:
         """SIGTTIN and SIGTTOU: the ring grows when the new slots are filled, and shrinks before they are emptied."""
@@ -378,18 +356,17 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
             return
         if self.num_workers == 0:
             # SIGWINCH: this arbiter rests.
-            self._stop_listener(signal.SIGTERM)
+            self._listeners.stop(signal.SIGTERM)
             return
         current.grow(self.num_workers)
         if current.is_filled(self.num_workers):
             current.ring_size = self.num_workers
-            self._stop_listener(signal.SIGTERM)
+            self._listeners.stop(signal.SIGTERM)
 
     def _run_dry(self) -> None:
         """Tell the workers that are too many to stop, once no listener feeds them."""
-        fed = {id(listener.generation) for listener in self._former_listeners.values()}
         for generation in [*self._old, self._current]:
-            if id(generation) in fed:
+            if self._listeners.still_feed(generation):
                 continue
             keep = max(self._wanted(generation), generation.ring_size) if generation is self._current else 0
             members = [w for w in self.WORKERS.values() if w.seat.generation is generation]
@@ -451,10 +428,9 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
         )
         worker.options = generation.options
         self.cfg.pre_fork(self, worker)
-        with signals_blocked():
-            pid = _fork()
-            if pid == 0:
-                self._be_worker(worker)
+        pid = fork()
+        if pid == 0:
+            self._be_worker(worker)
         worker.pid = pid
         self.WORKERS[pid] = worker
         self._stats["workers_spawned"] += 1
@@ -481,7 +457,9 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
             raise
         except Exception as error:
             if not worker.booted:
-                self._report_boot_failure(worker, error)
+                # All workers fail alike when the app is broken: only the first says so.
+                if worker.seat.generation.table.claim_boot_report():
+                    report_boot_failure(self.log, error)
                 sys.exit(self.APP_LOAD_ERROR if isinstance(error, AppImportError) else self.WORKER_BOOT_ERROR)
             self.log.exception("Exception in worker process")
             sys.exit(1)
@@ -496,21 +474,6 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
             self.cfg.worker_exit(self, worker)
         except Exception:
             self.log.warning("Exception during worker exit:\n%s", traceback.format_exc())
-
-    def _report_boot_failure(self, worker: Worker, error: Exception) -> None:
-        """Say in one line why the app can't be loaded, with a traceback if it is the app's own code that failed.
-
-        All workers fail alike when the app is broken: only the first says so.
-        """
-        if not worker.seat.generation.table.claim_boot_report():
-            return
-        frames = traceback.extract_tb(error.__traceback__)
-        own = [frame for frame in frames if not is_machinery(frame.filename)]
-        line = f"Can't load the app: {type(error).__name__}: {error}"
-        if own and not isinstance(error, AppImportError):
-            self.log.error("%s", line, exc_info=True)
-        else:
-            self.log.error("%s", line)
 
     def _forget(self, before: dict[int, Worker]) -> None:
         """Note the workers that are gone."""
@@ -538,49 +501,25 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
     def _watch_listener(self) -> None:
         """Have a listener that feeds the current generation, unless this arbiter rests."""
         ready = self._has_served and self._current.is_filled(self._current.ring_size)
-        may_accept = self._upgrade.may_accept(ready, self._is_accepting())
-        if self._listener is not None:
-            if not may_accept:
-                self._stop_listener(signal.SIGTERM)
-            return
-        holds = self._is_accepting() or time.monotonic() < self._listener_holds_until
-        if self.num_workers > 0 and may_accept and not holds:
-            self._spawn_listener()
+        if not self._upgrade.may_accept(ready, self._listeners.is_accepting()) or self.num_workers == 0:
+            self._listeners.stop(signal.SIGTERM)
+        else:
+            self._listeners.start(self._current)
 
-    def _listeners(self) -> list[ListenerProcess]:
-        former = list(self._former_listeners.values())
-        return former if self._listener is None else [*former, self._listener]
-
-    def _is_accepting(self) -> bool:
-        """Whether some listener of this arbiter still accepts."""
-        for listener in self._listeners():
-            if listener.generation.table.last_closed == listener.pid:
-                listener.accepting = False
-        return any(listener.accepting for listener in self._listeners())
-
-    def _spawn_listener(self) -> None:
-        generation = self._current
-        started_at = time.monotonic()
-        with signals_blocked():
-            pid = _fork()
-            if pid == 0:
-                self._be_listener()
-        self._listener = ListenerProcess(pid, generation, started_at)
-
-    def _be_listener(self) -> NoReturn:
-        """The child's side of the fork."""
+    def _be_listener(self, generation: Generation) -> NoReturn:
+        """The listener's side of the fork."""
         status = 1
         try:
             for worker in self.WORKERS.values():
                 worker.tmp.close()
-            self._close_generations(keep=self._current)
+            self._close_generations(keep=generation)
             util._setproctitle(f"listener [{self.proc_name}]")
             lifeline = os.dup(self._lifeline)
             self._close_in_child()
             util.set_owner_process(self.cfg.uid, self.cfg.gid, initgroups=self.cfg.initgroups)
             listener = Listener(
                 self.LISTENERS,
-                self._current,
+                generation,
                 lifeline=lifeline,
                 doorbell=self._doorbell_push,
                 secure=bool(self.cfg.is_ssl),
@@ -600,28 +539,6 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
                 sys.stderr.flush()
             os._exit(status)
 
-    def _stop_listener(self, number: signal.Signals) -> None:
-        """Tell the listener to finish; another one may be started when it accepts no more."""
-        listener = self._listener
-        if listener is None:
-            return
-        self._listener = None
-        self._former_listeners[listener.pid] = listener
-        kill(listener.pid, number)
-
-    def _reap_listeners(self) -> None:
-        """Reap by process id, before gunicorn's waitpid(-1) takes the exit status."""
-        if self._listener is not None:
-            status = reap(self._listener.pid)
-            if status is not None:
-                self.log.error("The listener (pid:%s) ended %s", self._listener.pid, describe(status))
-                if time.monotonic() - self._listener.started_at < LISTENER_MIN_SECONDS:
-                    self._listener_holds_until = time.monotonic() + LISTENER_MIN_SECONDS
-                self._listener = None
-        for pid in list(self._former_listeners):
-            if reap(pid) is not None:
-                del self._former_listeners[pid]
-
     def _close_generations(self, keep: Generation) -> None:
         for generation in [*self._old, *self._building()]:
             if generation is not keep:
@@ -634,28 +551,6 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
         self._upgrade.close()
 
 
-def reap(pid: int) -> int | None:
-    """The wait status of a child that has ended; None while it runs, 0 if somebody else has reaped it."""
-    try:
-        found, status = os.waitpid(pid, os.WNOHANG)
-    except ChildProcessError:
-        return 0
-    return status if found else None
-
-
-def kill(pid: int, number: signal.Signals) -> None:
-    """Send a signal to a child that may be gone."""
-    with contextlib.suppress(ProcessLookupError):
-        os.kill(pid, number)
-
-
-def describe(status: int) -> str:
-    """A wait status in words."""
-    if os.WIFSIGNALED(status):
-        return f"by {signal.Signals(os.WTERMSIG(status)).name}"
-    return f"with status {os.waitstatus_to_exitcode(status)}"
-
-
 def is_closed(worker: Worker) -> bool:
     """Whether the arbiter has finished with a worker that ended."""
     try:
@@ -663,33 +558,3 @@ def is_closed(worker: Worker) -> bool:
     except ValueError:
         return True
     return False
-
-
-def is_machinery(filename: str) -> bool:
-    """Whether a traceback's frame is gunicorn's, ours or the import system's, so not the app's."""
-    return "importlib" in filename or any(
-        filename.startswith(os.path.dirname(module.__file__) + os.sep)
-        for module in (sys.modules["gunicorn"], sys.modules["sticky_session"])
-        if module.__file__
-    )
-
-
-@contextlib.contextmanager
-def signals_blocked() -> Iterator[None]:
-    """Keep a child from losing a signal between the fork and its own handlers."""
-    former = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGQUIT, signal.SIGUSR1, signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, former)
-
-
-@contextlib.contextmanager
-def original_fork() -> Iterator[None]:
-    """Give gunicorn's own code the fork that gevent has not replaced."""
-    patched = os.fork
-    os.fork = _fork
-    try:
-        yield
-    finally:
-        os.fork = patched

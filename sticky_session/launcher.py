@@ -68,6 +68,7 @@ class ScriptArbiter(StickyArbiter):
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
             # The arbiter's handlers would swallow it, and until the worker serves it has nothing to finish.
             signal.signal(number, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_SETMASK, ())
         raise _Departure(self, worker)
 
     def manage_workers(self) -> None:

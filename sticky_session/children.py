@@ -1,0 +1,60 @@
+"""Forking, signalling and reaping children, whatever gevent has patched."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+from collections.abc import Iterator
+
+from gevent.monkey import get_original
+
+# gevent, when it is patched in here (--preload, listen()), would watch children and take their exit statuses.
+_fork = get_original("os", "fork")
+
+
+def fork() -> int:
+    """fork(2), with the signals blocked that a child could lose before it has handlers of its own.
+
+    The child unblocks them when it has. gevent's replacement for ``os.fork`` is not used.
+
+    :returns: the child's process id; 0 in the child
+    """
+    former = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGQUIT, signal.SIGUSR1, signal.SIGINT})
+    pid: int = _fork()
+    if pid:
+        signal.pthread_sigmask(signal.SIG_SETMASK, former)
+    return pid
+
+
+def reap(pid: int) -> int | None:
+    """The wait status of a child that has ended; None while it runs, 0 if somebody else has reaped it."""
+    try:
+        found, status = os.waitpid(pid, os.WNOHANG)
+    except ChildProcessError:
+        return 0
+    return status if found else None
+
+
+def kill(pid: int, number: signal.Signals) -> None:
+    """Send a signal to a child that may be gone."""
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, number)
+
+
+def describe(status: int) -> str:
+    """A wait status in words."""
+    if os.WIFSIGNALED(status):
+        return f"by {signal.Signals(os.WTERMSIG(status)).name}"
+    return f"with status {os.waitstatus_to_exitcode(status)}"
+
+
+@contextlib.contextmanager
+def original_fork() -> Iterator[None]:
+    """Give gunicorn's own code the fork that gevent has not replaced."""
+    patched = os.fork
+    os.fork = _fork
+    try:
+        yield
+    finally:
+        os.fork = patched
