@@ -75,7 +75,6 @@ class ScriptApplication(BaseApplication):  # type: ignore[misc]
         """Errors are the caller's to handle; gunicorn would end the process."""
         self.load_default_config()
         self.load_config()
-        self.cfg.validate()
 
     def load_default_config(self) -> None:
         """Make the configuration that the settings go into."""

@@ -58,6 +58,11 @@ class Body:
         self._failed = False
 
     @property
+    def rfile(self) -> BinaryIO:
+        """The connection, under the name that pywsgi's input has it; simple-websocket takes it over."""
+        return self._reader
+
+    @property
     def left(self) -> float:
         """How many bytes nobody has read; infinite where that can't be known."""
         return float("inf") if self._chunked or self._failed else self._left

@@ -308,7 +308,8 @@ class Handler(pywsgi.WSGIHandler):  # type: ignore[misc]
         return env
 
     def _invite_body(self) -> None:
-        self.socket.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
+        if not self.headers_sent:
+            self.socket.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
 
     # --- the response
 
@@ -345,7 +346,8 @@ class Handler(pywsgi.WSGIHandler):  # type: ignore[misc]
             self.close_connection = True
             if error.errno not in _GONE:
                 self._fail()
-        except (Exception, SystemExit):
+        except BaseException:
+            # gevent.Timeout, asyncio.CancelledError and SystemExit are no Exceptions; a request ends with them, not more.
             self._fail()
         finally:
             self.time_finish = time.time()
@@ -394,6 +396,9 @@ class Handler(pywsgi.WSGIHandler):  # type: ignore[misc]
     def finalize_headers(self) -> None:
         """Add what the server knows: length, date, and whether the connection stays."""
         headers = self.response_headers
+        if any(name.lower() == b"transfer-encoding" for name, _ in headers):
+            # An app that proxies passes it on with the rest; how the body is framed here is not its business.
+            headers[:] = [header for header in headers if header[0].lower() != b"transfer-encoding"]
         self._content_length = None
         if self.provided_date is None:
             headers.append((b"Date", self.server.date()))
@@ -463,7 +468,10 @@ class Handler(pywsgi.WSGIHandler):  # type: ignore[misc]
         for data in self.result:
             if data:
                 self.write(data)
-        if self.status and not self.headers_sent:
+        if not self.headers_sent:
+            if self.status is None and self.websocket is not None:
+                # simple-websocket has answered on the socket itself.
+                return
             self.write(b"")
         if self.response_use_chunked:
             self.socket.sendall(b"0\r\n\r\n")
@@ -493,8 +501,6 @@ class Handler(pywsgi.WSGIHandler):  # type: ignore[misc]
         websocket = self.websocket = WebSocket(self.environ, self, accept, self.server.message_bytes())
         self.environ["wsgi.websocket"] = websocket
         self.environ["wsgi.websocket_version"] = "13"
-        self.environ["wsgi.input"] = self.rfile
-        self.environ["wsgi.input_terminated"] = False
         code = INTERNAL_ERROR
         try:
             self.run_application()

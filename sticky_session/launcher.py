@@ -47,6 +47,9 @@ _PASSED_ON = (
     signal.SIGUSR1,
 )
 
+# These forbid fork() from the moment the script has ended (python/cpython issue 113964).
+_NO_FORK_AT_END = (3, 12, 0) <= sys.version_info[:3] < (3, 12, 3)
+
 # What this process is after listen(), None before.
 _role: _Master | _ScriptWorker | None = None
 
@@ -205,6 +208,12 @@ def listen(
             "sticky_session.listen(): the standard library is not patched by gevent, so what was imported "
             "before may block a whole worker; "
             "make `from gevent import monkey; monkey.patch_all()` the script's first line",
+            file=sys.stderr,
+        )
+    if _NO_FORK_AT_END:
+        print(
+            "sticky_session.listen(): on Python 3.12.0 to 3.12.2 an app can start no subprocess after the script's "
+            "last line; make sticky_session.wait() that line, or use a later Python",
             file=sys.stderr,
         )
     application = _make_application(app, workers, env, settings)

@@ -13,10 +13,10 @@ from gevent import pywsgi
 from gevent.pool import Pool
 from gevent.socket import SOCK_STREAM
 from gevent.socket import socket as GeventSocket
-from gunicorn import SERVER_SOFTWARE
 from gunicorn.glogging import Logger
 from gunicorn.http.wsgi import base_environ
 from gunicorn.sock import ssl_context
+from gunicorn.workers.ggevent import VERSION
 
 from sticky_session import handoff
 from sticky_session.handler import FOREVER, Handler
@@ -65,7 +65,8 @@ class Server(pywsgi.WSGIServer):  # type: ignore[misc]
         base = {
             **base_environ(self.worker.cfg),
             "GATEWAY_INTERFACE": "CGI/1.1",
-            "SERVER_SOFTWARE": SERVER_SOFTWARE,
+            # gunicorn's gevent worker's: simple-websocket looks for "gevent" in it.
+            "SERVER_SOFTWARE": VERSION,
             "SCRIPT_NAME": self._script_name,
             "wsgi.multithread": True,
             "wsgi.url_scheme": "https" if self.secure else "http",
@@ -139,6 +140,8 @@ class Server(pywsgi.WSGIServer):  # type: ignore[misc]
             return None
         family, _ = self._binds[frame.bind]
         sock = GeventSocket(family, SOCK_STREAM, 0, fileno=frame.descriptor)
+        # The app's socket.setdefaulttimeout() is not meant for its clients.
+        sock.settimeout(None)
         try:
             peer = frame.address or sock._sock.getpeername()
         except OSError:

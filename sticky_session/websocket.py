@@ -13,6 +13,7 @@ import base64
 import binascii
 import hashlib
 import struct
+import time
 from typing import TYPE_CHECKING, Any
 
 import gevent
@@ -37,6 +38,8 @@ SERVICE_RESTART = 1012
 
 # After so many frames the others get their turn: a client that sends without a pause never makes its greenlet wait.
 TURN_FRAMES = 32
+# How long the client may take to answer a close frame.
+CLOSE_SECONDS = 10.0
 # What a control frame has room for beside the code.
 MAX_REASON_BYTES = 123
 
@@ -261,6 +264,8 @@ class WebSocket(GeventWebSocket):  # type: ignore[misc]
         if self.closed:
             return
         self._closed = True
+        # An app that waits in receive() would wait forever for a client that is gone without a word.
+        self.handler.deadline = min(self.handler.deadline, time.monotonic() + CLOSE_SECONDS)
         reason = message.encode("utf-8") if isinstance(message, str) else bytes(message)
         if len(reason) > MAX_REASON_BYTES:
             # Not in the middle of a character.

@@ -9,6 +9,7 @@ import random
 import signal
 import socket
 import stat
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -182,6 +183,9 @@ if not is_worker:
     except sticky.ListenError as error:
         print("master:", error, flush=True)
 """
+if (3, 12, 0) <= sys.version_info[:3] < (3, 12, 3):
+    # What listen() says there: the app starts subprocesses.
+    SHARED += "sticky.wait()\n"
 
 
 @pytest.fixture(scope="module")
