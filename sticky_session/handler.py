@@ -138,13 +138,14 @@ class Handler(pywsgi.WSGIHandler):  # type: ignore[misc]
         self.server.handlers.add(self)
         try:
             while self._serve_one():
-                self.phase = Phase.IDLE
-                self.deadline = time.monotonic() + self.server.keepalive_seconds
-                if not self.server.worker.alive:
-                    break
                 self._served += 1
                 if self._served % TURN_REQUESTS == 0:
                     gevent.sleep(0)
+                self.phase = Phase.IDLE
+                self.deadline = time.monotonic() + self.server.keepalive_seconds
+                if not self.server.worker.alive:
+                    self._unread = self._has_input()
+                    break
         finally:
             self.server.handlers.discard(self)
             self._close()
@@ -235,6 +236,9 @@ class Handler(pywsgi.WSGIHandler):  # type: ignore[misc]
         self.close_connection = not head.keep_alive or not self.server.keepalive_seconds
         self.server.worker.count_request()
         self.handle_one_response()
+        if self.close_connection and head.keep_alive and not self._unread:
+            # The client did not expect it, and may have sent its next request already.
+            self._unread = self._has_input()
         return not self.close_connection
 
     def _read_head(self) -> str | None:
@@ -347,7 +351,7 @@ class Handler(pywsgi.WSGIHandler):  # type: ignore[misc]
             if error.errno not in _GONE:
                 self._fail()
         except BaseException:
-            # gevent.Timeout, asyncio.CancelledError and SystemExit are no Exceptions; a request ends with them, not more.
+            # gevent.Timeout and asyncio.CancelledError are no Exceptions, and their clients want an answer too.
             self._fail()
         finally:
             self.time_finish = time.time()

@@ -133,6 +133,7 @@ class FakeHandler:
     rfile: io.BytesIO
     socket: Output = field(default_factory=Output)
     accepted: str = ""
+    deadline: float = float("inf")
 
     def send_upgrade(self, accept: str) -> None:
         self.accepted = accept

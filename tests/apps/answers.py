@@ -1,8 +1,14 @@
 """A WSGI app that answers in every way the protocol allows, and in some that it doesn't."""
 
+import asyncio
+import socket
 from urllib.parse import parse_qs
 
+import gevent
 import whoami
+
+# What this sets is for the app's own connections.
+socket.setdefaulttimeout(0.5)
 
 
 def pieces(*parts):
@@ -17,6 +23,11 @@ def breaks_off():
 def never_starts():
     raise RuntimeError("early")
     yield b"never"
+
+
+def read_late(environ):
+    yield b"first"
+    yield environ["wsgi.input"].read()
 
 
 # Path: status, headers, body.
@@ -36,8 +47,11 @@ FIXED = {
     "/late-sized": ("200 OK", [("Content-Length", "10")], breaks_off),
     "/early": ("200 OK", [("Content-Length", "10")], never_starts),
     "/no-start": (None, [], lambda: [b"never"]),
+    "/no-start-empty": (None, [], list),
     "/text": ("200 OK", [], lambda: ["text, not bytes"]),
     "/split": ("200 OK", [("X-A", "a\r\nX-B: b")], lambda: [b"never"]),
+    "/passes-on": ("200 OK", [("Transfer-Encoding", "chunked")], lambda: pieces(b"one")),
+    "/passes-on-list": ("200 OK", [("Transfer-Encoding", "chunked")], lambda: [b"one"]),
     "/says-close": ("200 OK", [("Connection", "close"), ("Content-Length", "2")], lambda: [b"ok"]),
     "/says-keep-alive": ("200 OK", [("Connection", "keep-alive")], lambda: [b"ok"]),
 }
@@ -53,6 +67,13 @@ def app(environ, start_response):
     if path == "/some":
         amount = int(parse_qs(environ["QUERY_STRING"])["bytes"][0])
         body = environ["wsgi.input"].read(amount)
+    elif path == "/time-limit":
+        raise gevent.Timeout(1)
+    elif path == "/cancelled":
+        raise asyncio.CancelledError
+    elif path == "/read-late":
+        start_response("200 OK", [])
+        return read_late(environ)
     elif path == "/lines":
         body = b"|".join(environ["wsgi.input"])
     elif path == "/write":

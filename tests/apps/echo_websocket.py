@@ -1,9 +1,11 @@
 """A WSGI app whose WebSockets do what their path says."""
 
+import contextlib
 import os
 
 import engineio
 import gevent
+import simple_websocket
 import whoami
 
 if "ENGINEIO_LIMIT" in os.environ:
@@ -46,12 +48,27 @@ def fail(websocket):
     raise RuntimeError("after the upgrade")
 
 
+def simple(environ):
+    """Echo with simple-websocket, as flask-sock uses it under gevent's server."""
+    websocket = simple_websocket.Server(environ)
+    with contextlib.suppress(simple_websocket.ConnectionClosed):
+        while True:
+            websocket.send(websocket.receive())
+    return []
+
+
 PATHS = {"/echo": echo, "/crowd": crowd, "/push": push, "/close": close, "/leave": leave, "/fail": fail}
 
 
 def app(environ, start_response):
     websocket = environ.get("wsgi.websocket")
     path = environ["PATH_INFO"]
+    if path == "/simple-websocket":
+        return simple(environ)
+    if path == "/read":
+        body = environ["wsgi.input"].read()
+        start_response("200 OK", [("Content-Length", str(len(body)))])
+        return [body]
     if websocket is None or path == "/env":
         return whoami.app(environ, start_response)
     if path == "/refuse":

@@ -209,7 +209,9 @@ def test_too_little(wire: Wire) -> None:
     assert (answer.body, answer.whole) == (b"short", False)
 
 
-@pytest.mark.parametrize("path", ["/boom", "/early", "/no-start", "/text", "/split"])
+@pytest.mark.parametrize(
+    "path", ["/boom", "/early", "/no-start", "/no-start-empty", "/text", "/split", "/time-limit", "/cancelled"]
+)
 def test_raise_before_first_byte(server: Server, wire: Wire, path: str) -> None:
     """An app that fails before it has said anything is a 500, and its traceback is in the log."""
     mark = server.mark()
@@ -219,6 +221,14 @@ def test_raise_before_first_byte(server: Server, wire: Wire, path: str) -> None:
     assert_closed(wire, answer)
     server.wait_for(f"Error handling request {path}", after=mark)
     server.wait_for("Traceback", after=mark)
+
+
+@pytest.mark.parametrize(("path", "coding"), [("/passes-on", "chunked"), ("/passes-on-list", None)])
+def test_app_says_transfer_encoding(wire: Wire, path: str, coding: str | None) -> None:
+    """How a body is framed is the server's business: an app that names a transfer coding is not heard."""
+    answer = wire.get(path)
+    assert (answer["Transfer-Encoding"], answer.body) == (coding, b"one")
+    assert_kept(wire, answer)
 
 
 @pytest.mark.parametrize("path", ["/late", "/late-sized"])
@@ -332,6 +342,14 @@ def test_expect_continue_chunked(wire: Wire) -> None:
     answer = wire.answer()
     assert answer.body == b"abc"
     assert_kept(wire, answer)
+
+
+def test_expect_continue_late(wire: Wire) -> None:
+    """An app that reads after it has begun to answer: no 100 gets into the response."""
+    wire.send("POST /read-late HTTP/1.1", "Host: a", "Content-Length: 3", "Expect: 100-continue", body=b"abc")
+    answer = wire.answer()
+    assert (answer.status, answer.body) == (200, b"firstabc")
+    assert_closed(wire, answer)
 
 
 @pytest.mark.parametrize("path", ["/unread", "/unread-list", "/unread-generator", "/204"])
@@ -586,7 +604,7 @@ def test_environ(server: Server, wire: Wire) -> None:
         "wsgi.run_once": False,
     }
     assert {name: environ.get(name) for name in expected} == expected
-    assert environ["SERVER_SOFTWARE"].startswith("gunicorn/")
+    assert re.fullmatch(r"gevent/\S+ gunicorn/\S+", environ["SERVER_SOFTWARE"])
     assert environ["sticky_session.slot"] in (0, 1)
     assert "CONTENT_LENGTH" not in environ
 

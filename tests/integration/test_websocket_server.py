@@ -146,6 +146,25 @@ def test_environ(server: Server) -> None:
         assert (environ["REMOTE_ADDR"], environ["REMOTE_PORT"]) == (ADDRESS, str(wire.sock.getsockname()[1]))
 
 
+def test_input(server: Server) -> None:
+    """An app that reads the body of a request for an upgrade finds that there is none."""
+    with Wire(server.port) as wire:
+        wire.send("GET /read HTTP/1.1", *HANDSHAKE)
+        assert wire.answer()["Content-Length"] == "0"
+
+
+def test_simple_websocket(server: Server) -> None:
+    """simple-websocket, and so flask-sock, takes the connection over, and nothing is sent after it."""
+    mark = server.mark()
+    with WebSocketWire(server.port, "/simple-websocket") as wire:
+        wire.write(frame(TEXT, b"hello"))
+        assert wire.frame() == (0x80 | TEXT, b"hello")
+        wire.write(frame(CLOSE, struct.pack("!H", 1000)))
+        assert wire.frame() == (0x80 | CLOSE, struct.pack("!H", 1000))
+        assert wire.ended()
+    assert not server.find("Traceback", after=mark)
+
+
 def test_access_log(server: Server) -> None:
     """An upgrade has its line in the access log when it happens, not when it ends, with the peer's address."""
     mark = server.mark()
@@ -306,6 +325,13 @@ def test_app_closes(server: Server) -> None:
     with WebSocketWire(server.port, "/close") as wire:
         assert wire.frame() == (0x88, struct.pack("!H", 4001) + b"enough")
         wire.write(frame(CLOSE, struct.pack("!H", 4001)))
+        assert wire.ended()
+
+
+def test_app_closes_and_client_is_silent(server: Server) -> None:
+    """An app that waits for a client that never answers its close frame does not wait forever."""
+    with WebSocketWire(server.port, "/close") as wire:
+        assert wire.frame().opcode == CLOSE
         assert wire.ended()
 
 
