@@ -21,9 +21,12 @@ def fork() -> int:
     :returns: the child's process id; 0 in the child
     """
     former = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGQUIT, signal.SIGUSR1, signal.SIGINT})
-    pid: int = _fork()
-    if pid:
-        signal.pthread_sigmask(signal.SIG_SETMASK, former)
+    pid: int = -1
+    try:
+        pid = _fork()
+    finally:
+        if pid:
+            signal.pthread_sigmask(signal.SIG_SETMASK, former)
     return pid
 
 

@@ -11,7 +11,8 @@ Rules:
 - Every errno of accept and send has a policy, below. What has none ends the process, and the arbiter starts another.
 - SIGTERM: accept what the kernel holds, tell the arbiter that this was all, hand everything off, exit. SIGQUIT: exit.
   SIGUSR1: reopen the logs.
-- The writing end of the lifeline pipe is open in the arbiter only: when it closes, the arbiter is gone, and so are we.
+- The lifeline pipe's writing end is the arbiter's: when it closes, the arbiter is gone, and so are we. A process that a
+  server hook has forked may hold a copy, so we also look whether we have another parent now.
 """
 
 from __future__ import annotations
@@ -137,6 +138,7 @@ class Listener:
         self._resume_at: float | None = None
         self._backing_off = False
         self._stop: int | None = None
+        self._parent = os.getppid()
 
     def run(self) -> None:
         """Accept and hand off until told to stop."""
@@ -158,6 +160,8 @@ class Listener:
                 self._tick(now)
                 next_tick = now + TICK_SECONDS
                 if now >= next_beat:
+                    if os.getppid() != self._parent:
+                        self._stop = signal.SIGQUIT
                     self._table.beat()
                     next_beat = now + BEAT_SECONDS
         if self._stop == signal.SIGTERM:

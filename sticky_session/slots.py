@@ -131,6 +131,10 @@ class Table:
             return False
         return True
 
+    def renew_boot_report(self) -> None:
+        """A worker has booted: the next one that can't has a reason of its own."""
+        os.eventfd_write(self._boot_report, 1)
+
     def close(self) -> None:
         """Give the memory back in this process."""
         self._numbers.release()

@@ -155,6 +155,15 @@ def test_boot_report_first(table: Table) -> None:
     assert table.claim_boot_report()
 
 
+def test_boot_report_again(table: Table) -> None:
+    """After a worker has booted, however many did, one more report is made, and only one."""
+    assert table.claim_boot_report()
+    table.renew_boot_report()
+    table.renew_boot_report()
+    assert table.claim_boot_report()
+    assert not table.claim_boot_report()
+
+
 def test_table_gives_memory_back() -> None:
     """A closed table leaves no view on its memory behind, which would keep it mapped."""
     table = Table(4)

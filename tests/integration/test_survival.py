@@ -178,3 +178,26 @@ def test_killed_arbiter(victim: str) -> None:
         server.wait(10)
         server.assert_nothing_left()
         assert not alive(pid)
+
+
+HOLDER = """
+import os, signal
+def when_ready(server):
+    pid = os.fork()
+    if pid == 0:
+        signal.pause()
+    server.log.info("Holder (pid:%s)", pid)
+"""
+
+
+def test_killed_arbiter_whose_hook_has_forked(tmp_path: Path) -> None:
+    """The listener exits with the arbiter although a process of a hook's holds copies of all descriptors."""
+    (tmp_path / "hooks.py").write_text(HOLDER)
+    with Server("survivor:app", workers=1, args=("-c", os.fspath(tmp_path / "hooks.py"))) as server:
+        listener = server.listener_pid
+        holder = int(server.wait_for(r"Holder \(pid:(\d+)\)").group(1))
+        os.kill(server.arbiter_pid, SIGKILL)
+        wait_until(lambda: not alive(listener), what="the listener has exited")
+        os.kill(holder, SIGKILL)
+        server.wait(10)
+        server.assert_nothing_left()
