@@ -37,7 +37,7 @@ from gunicorn.errors import AppImportError, HaltServer
 
 from sticky_session.address import Masks
 from sticky_session.bootreport import report_boot_failure
-from sticky_session.children import fork, original_fork
+from sticky_session.children import fork, keep_signals, original_fork
 from sticky_session.errors import OptionError, StickySessionError
 from sticky_session.handoff import Frame, close
 from sticky_session.listener import Listener, peer_host
@@ -451,6 +451,7 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
         try:
             util._setproctitle(f"worker [{self.proc_name}]")
             self.log.info("Booting worker with pid: %s", worker.pid)
+            worker.early_signals = keep_signals()
             self.cfg.post_fork(self, worker)
             worker.init_process()
             sys.exit(0)

@@ -13,6 +13,10 @@ from gevent.monkey import get_original
 _fork = get_original("os", "fork")
 
 
+# What the arbiter may send to a child that has no handlers of its own yet.
+_KEPT = (signal.SIGTERM, signal.SIGQUIT, signal.SIGUSR1, signal.SIGINT)
+
+
 def fork() -> int:
     """fork(2), with the signals blocked that a child could lose before it has handlers of its own.
 
@@ -20,7 +24,7 @@ def fork() -> int:
 
     :returns: the child's process id; 0 in the child
     """
-    former = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGQUIT, signal.SIGUSR1, signal.SIGINT})
+    former = signal.pthread_sigmask(signal.SIG_BLOCK, _KEPT)
     pid: int = -1
     try:
         pid = _fork()
@@ -28,6 +32,20 @@ def fork() -> int:
         if pid:
             signal.pthread_sigmask(signal.SIG_SETMASK, former)
     return pid
+
+
+def keep_signals() -> list[int]:
+    """In a child: unblock what :func:`fork` has blocked, and keep what comes for later.
+
+    A blocked signal would stay blocked in the processes that a server hook starts.
+
+    :returns: the signals that have come; raise them again when there are handlers
+    """
+    kept: list[int] = []
+    for number in _KEPT:
+        signal.signal(number, lambda number, _: kept.append(number))
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    return kept
 
 
 def reap(pid: int) -> int | None:

@@ -72,6 +72,9 @@ class ScriptArbiter(StickyArbiter):
             # The arbiter's handlers would swallow it, and until the worker serves it has nothing to finish.
             signal.signal(number, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
+        for listening in self.LISTENERS:
+            # What the script starts must not inherit the port.
+            listening.close()
         raise _Departure(self, worker)
 
     def manage_workers(self) -> None:

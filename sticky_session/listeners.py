@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import signal
 import time
 from collections.abc import Callable
@@ -14,6 +15,8 @@ from sticky_session.slots import Generation
 
 # A listener that lived for a shorter time than this is not restarted at once.
 MIN_SECONDS = 1.0
+# Longer than a listener that was told to stop hands off and refuses what it has.
+STOP_SECONDS = 30.0
 
 
 @dataclass
@@ -23,6 +26,7 @@ class ListenerProcess:
     pid: int
     generation: Generation
     started_at: float
+    kill_at: float = math.inf
     accepting: bool = True
 
 
@@ -72,6 +76,7 @@ class Listeners:
     def stop(self, number: signal.Signals) -> None:
         """Tell the listener to finish, with SIGTERM or SIGQUIT."""
         if self._current is not None:
+            self._current.kill_at = time.monotonic() + STOP_SECONDS
             self._former[self._current.pid] = self._current
             children.kill(self._current.pid, number)
             self._current = None
@@ -85,8 +90,10 @@ class Listeners:
         """Kill those that have not been heard of for too long."""
         for listener in self._all():
             last_beat = max(listener.generation.table.last_beat, listener.started_at)
-            # An idle listener may take two beats' time for one.
-            if time.monotonic() - last_beat > timeout_seconds + 2 * BEAT_SECONDS:
+            now = time.monotonic()
+            # An idle listener may take two beats' time for one. One that was told to stop may share its beats with
+            # the next one.
+            if now - last_beat > timeout_seconds + 2 * BEAT_SECONDS or now > listener.kill_at:
                 self._log.critical("LISTENER TIMEOUT (pid:%s)", listener.pid)
                 children.kill(listener.pid, signal.SIGKILL)
 

@@ -32,6 +32,7 @@ class Worker(GeventWorker):  # type: ignore[misc]
     Made in the arbiter, before the fork.
 
     :param seat: the slot it fills; None where gunicorn made the worker without our arbiter
+    :ivar early_signals: those that came before there were handlers for them
     :ivar held_slot: arbiter: whether it has been seen to serve its slot
     :ivar told_to_stop: arbiter: whether it has been sent SIGTERM for a reason of ours
     :ivar forgotten: arbiter: whether its end has been noted
@@ -49,6 +50,7 @@ class Worker(GeventWorker):  # type: ignore[misc]
     def __init__(self, *args: Any, seat: Seat | None = None) -> None:
         super().__init__(*args)
         self._seat = seat
+        self.early_signals: list[int] = []
         self.held_slot = False
         self.told_to_stop = False
         self.forgotten = False
@@ -100,10 +102,11 @@ class Worker(GeventWorker):  # type: ignore[misc]
         super().init_process()
 
     def init_signals(self) -> None:
-        """Install gunicorn's handlers, and let the signals in that came since the fork."""
+        """Install gunicorn's handlers, and let them have the signals that came since the fork."""
         self._woken = Event()
         super().init_signals()
-        signal.pthread_sigmask(signal.SIG_SETMASK, ())
+        for number in self.early_signals:
+            signal.raise_signal(number)
 
     def run(self) -> None:
         """The main loop: serve until told to stop, then let requests finish."""
