@@ -358,10 +358,13 @@ class Listener:
                 frame = receive()
             except BlockingIOError:
                 break
-            if frame is not None:
-                affinity = self._affinity(frame)
-                message = handoff.encode(frame.bind, frame.address, frame.data)
-                self._deliver(self._substitute(affinity), frame.descriptor, message, affinity)
+            if frame is None:
+                # The kernel drops a descriptor that finds no place; the others wait here for their own slot.
+                self._log.error("A connection of slot %s was lost: no descriptors left in the listener", slot)
+                break
+            affinity = self._affinity(frame)
+            message = handoff.encode(frame.bind, frame.address, frame.data)
+            self._deliver(self._substitute(affinity), frame.descriptor, message, affinity)
         waiting, self._waiting[slot] = self._waiting[slot], deque()
         self._unwatch(slot)
         for descriptor, message, affinity in waiting:
