@@ -3,9 +3,7 @@
 It runs in gunicorn's loop: :meth:`StickyArbiter.manage_workers` is called at every turn, looks at what there is,
 and takes the next step towards what there should be. Nothing else decides. What it works with:
 
-- ``_current``: the generation that the listener feeds. ``_next``: one being built after SIGHUP; when workers fill all
-  of its slots, the listener is replaced and it becomes the current one. ``_old``: those that run dry; their workers are
-  told to stop as soon as the last listener that feeds them is gone.
+- The generations, one after another: :mod:`.succession`.
 - A worker holds its slot from the moment it has booted until it leaves or dies (:class:`slots.Table`). One that is
   booting or holds its slot keeps others from being started for it.
 - The listener is one process, replaced whole whenever its sockets, ring or channels change. The next one is started
@@ -18,6 +16,7 @@ An old arbiter and the new one that SIGUSR2 started agree over a socket pair who
 from __future__ import annotations
 
 import contextlib
+import copy
 import fcntl
 import math
 import os
@@ -25,7 +24,6 @@ import queue
 import signal
 import sys
 import time
-import traceback
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -33,18 +31,18 @@ import gevent
 from gevent.monkey import get_original, is_module_patched
 from gunicorn import sock, util
 from gunicorn.arbiter import Arbiter
-from gunicorn.errors import AppImportError, HaltServer
+from gunicorn.errors import HaltServer
+from gunicorn.pidfile import Pidfile
 
-from sticky_session.address import Masks
-from sticky_session.bootreport import report_boot_failure
-from sticky_session.children import fork, keep_signals, original_fork
+from sticky_session import boot, sockets
+from sticky_session.children import fork, is_lost, original_fork
 from sticky_session.errors import OptionError, StickySessionError
-from sticky_session.handoff import Frame, close
-from sticky_session.listener import Listener, peer_host
+from sticky_session.generation import Generation, Seat
+from sticky_session.handoff import close
+from sticky_session.listener import Listener
 from sticky_session.listeners import Listeners
-from sticky_session.ring import Ring
 from sticky_session.settings import check_settings, options_of
-from sticky_session.slots import Generation, Seat, pour
+from sticky_session.succession import Succession
 from sticky_session.upgrade import Upgrade
 
 if TYPE_CHECKING:
@@ -54,10 +52,6 @@ if TYPE_CHECKING:
 RETRY_SECONDS = (0.5, 1.0, 2.0, 4.0)
 # How long processes get that a second signal has told to hurry, as in gunicorn.
 QUICK_SECONDS = 2.0
-
-
-class _ReloadedError(Exception):
-    """Leaves gunicorn's reload() where it begins to wait for the old workers, deaf to everything else."""
 
 
 class StickyArbiter(Arbiter):  # type: ignore[misc]
@@ -71,11 +65,9 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
     num_workers: int
     LISTENERS: list[Any]
     WORKERS: dict[int, Worker]
+    pidfile: Any
+    reexec_pid: int
     _last_logged_active_worker_count: int | None
-
-    _current: Generation
-    _next: Generation | None
-    _old: list[Generation]
 
     # --- taking over
 
@@ -87,7 +79,7 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
             arbiter.start_cluster()
         except StickySessionError as error:
             arbiter.log.error("%s", error)
-            sock.close_sockets(arbiter.LISTENERS, arbiter.owns_socket_files())
+            sockets.close(arbiter.LISTENERS, unlink=arbiter.owns_socket_files())
             if arbiter.pidfile is not None:
                 arbiter.pidfile.unlink()
             sys.exit(1)
@@ -108,20 +100,18 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
         if is_module_patched("os"):
             # gevent's os.close has put off what gunicorn closed of inherited sockets: no child may have a copy.
             gevent.idle()
-        self._old = []
-        self._next = None
         self._listeners = Listeners(self.log, self._be_listener)
+        self._generations = Succession(self._new_generation(), self.WORKERS, self._listeners, self.log)
+        # The workers whose end has not been noted yet.
+        self._workers: dict[int, Worker] = {}
         self._has_served = False
         self._stopping = False
-        self._reloading = False
-        self._current = self._new_generation()
 
         self._doorbell, self._doorbell_push = os.pipe()
         os.set_blocking(self._doorbell, False)
         os.set_blocking(self._doorbell_push, False)
         signal.signal(signal.SIGIO, self._rung)
-        # Where gevent is patched in, its signal() tells about its own children only.
-        get_original("signal", "signal")(signal.SIGCHLD, self.signal_chld)
+        self._watch_children()
         self._watch_descriptor(self._doorbell)
         # Nothing is ever written here: children see it close when the arbiter is gone, however it went.
         self._lifeline, self._lifeline_end = os.pipe()
@@ -141,9 +131,15 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
         fcntl.fcntl(descriptor, fcntl.F_SETOWN, os.getpid())
         fcntl.fcntl(descriptor, fcntl.F_SETFL, fcntl.fcntl(descriptor, fcntl.F_GETFL) | os.O_ASYNC)
 
+    def _watch_children(self) -> None:
+        """Where gevent is patched in, and a hook has run a subprocess, gevent has taken SIGCHLD for itself."""
+        if is_module_patched("os"):
+            get_original("signal", "signal")(signal.SIGCHLD, self.signal_chld)
+            # It takes it again for the next subprocess, and would wait for ever if it believed that it still has it.
+            gevent.get_hub().loop.reset_sigchld()
+
     def _new_generation(self) -> Generation:
-        binds = [(listening.FAMILY, listening.getsockname()) for listening in self.LISTENERS]
-        return Generation(options_of(self.cfg), self.num_workers, binds)
+        return Generation(copy.copy(self.app), options_of(self.cfg), self.num_workers, list(self.LISTENERS))
 
     # --- gunicorn's loop
 
@@ -151,41 +147,66 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
         """Take the next step towards what there should be. Called at every turn of the loop."""
         with contextlib.suppress(BlockingIOError):
             os.read(self._doorbell, 4096)
+        self.reap_workers()
         self._note_ready_workers()
         if self._stopping:
             return
-        self._change_over()
-        self._resize()
-        for generation in self._building():
-            self._fill(generation)
+        generations = self._generations
+        with self._closing_unused_sockets():
+            generations.change_over()
+        self._limit_workers()
+        generations.resize(self.num_workers)
+        for generation, slot in list(generations.to_fill(self.num_workers)):
+            self._spawn(generation, slot)
         self._watch_listener()
-        self._run_dry()
+        for worker in generations.surplus(self.num_workers):
+            worker.told_to_stop = True
+            self.kill_worker(worker.pid, signal.SIGTERM)
+        generations.run_dry(self.num_workers)
         self._tell_metrics()
+        self._watch_children()
 
     def reap_workers(self) -> None:
         """Reap children; a worker that can't boot ends the server only if none has ever served."""
-        if self._reloading:
-            raise _ReloadedError
         self._listeners.reap()
-        before = dict(self.WORKERS)
         while True:
             try:
                 super().reap_workers()
                 break
             except HaltServer as halt:
-                failed = next(w for pid, w in before.items() if pid not in self.WORKERS and not is_closed(w))
-                failed.tmp.close()
-                self.cfg.child_exit(self, failed)
-                if self._stopping:
-                    continue
-                if not self._has_served:
-                    raise
-                self.log.error("%s The others go on serving", halt.reason)
-                if failed.seat.generation is self._next:
-                    self._abandon_next()
+                self._note_failed_boot(halt)
         # One that ended meanwhile has been taken by gunicorn's waitpid(-1).
         self._listeners.reap()
-        self._forget(before)
+        self._reap_lost()
+        self._forget()
+
+    def _note_failed_boot(self, halt: HaltServer) -> None:
+        """Do what gunicorn leaves undone for a worker that could not boot.
+
+        :raises HaltServer: none has ever served
+        """
+        failed = [w for pid, w in self._workers.items() if pid not in self.WORKERS and not is_closed(w)]
+        for worker in failed:
+            worker.tmp.close()
+            self.cfg.child_exit(self, worker)
+        if self._stopping:
+            return
+        if not self._has_served:
+            raise halt
+        self.log.error("%s The others go on serving", halt.reason)
+        if any(worker.seat.generation is self._generations.next for worker in failed):
+            self._give_up_reload()
+
+    def _reap_lost(self) -> None:
+        """Note the end of workers whose exit status somebody else has taken, as gevent does while a hook waits."""
+        for pid, worker in list(self.WORKERS.items()):
+            if is_lost(pid):
+                self.log.info("Worker (pid:%s) has ended", pid)
+                del self.WORKERS[pid]
+                worker.tmp.close()
+                self.cfg.child_exit(self, worker)
+        if self.reexec_pid and is_lost(self.reexec_pid):
+            self.reexec_pid = 0
 
     def murder_workers(self) -> None:
         """Kill the workers, and the listeners, that have not been heard of for too long."""
@@ -193,42 +214,98 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
         if self.timeout:
             self._listeners.murder(self.timeout)
 
+    # --- SIGHUP
+
     def reload(self) -> None:
-        """SIGHUP: build a new generation beside the current one, with new configuration and code."""
-        former = self.app.cfg
-        self._reloading = True
+        """SIGHUP: build a new generation beside the current one, with new configuration and code.
+
+        All that gunicorn's own does but for the end: nothing waits for the old workers here. What can't be used
+        changes nothing.
+        """
+        self._stats["reloads"] += 1
+        former = copy.copy(self.app)
+        self._unset_environment()
+        opened: list[Any] = []
         try:
-            super().reload()
-        except _ReloadedError:
-            # The rest is done step by step in the loop, where signals are handled.
-            return
-        except (SystemExit, OptionError) as error:
-            if isinstance(error, SystemExit) and self.cfg is not former:
-                # gunicorn has closed the old listening sockets and can't open the new ones.
-                raise
+            self.app.reload()
+            self._check_reload()
+            listening = self.LISTENERS
+            if self.app.cfg.address != former.cfg.address:
+                listening = sockets.listen_on(self.app.cfg, self.log, self._generations.sockets())
+                opened = [it for it in listening if it not in self._generations.sockets()]
+            self.setup(self.app)
+        except (Exception, SystemExit) as error:
+            # gunicorn has said why before SystemExit.
             reason = "" if isinstance(error, SystemExit) else error
             self.log.error("Reload failed, the old configuration stays in force. %s", reason)
-            self.app.cfg = former
-        finally:
-            self._reloading = False
+            sockets.close(opened, unlink=self.owns_socket_files())
+            self._return_to(former)
+            return
+        self.log.reopen_files()
+        with self._closing_unused_sockets():
+            self._generations.abandon()
+            if self.LISTENERS is not listening:
+                self.LISTENERS = listening
+                self.log.info("Listening at: %s", ",".join(map(str, listening)))
+            self._generations.begin(self._new_generation())
+        self.cfg.on_reload(self)
+        if self.pidfile is not None:
+            self.pidfile.unlink()
+            self.pidfile = None
+        if self.cfg.pidfile is not None:
+            self.pidfile = Pidfile(self.cfg.pidfile)
+            self.pidfile.create(self.pid)
+        util._setproctitle(f"master [{self.proc_name}]")
 
-    def setup(self, app: Any) -> None:
-        """Read the new configuration on a reload.
+    def _check_reload(self) -> None:
+        """Check the new configuration.
 
-        :raises OptionError: it can't be used; nothing has changed
+        :raises OptionError: it can't be used
         """
-        check_settings(app.cfg)
-        options_of(app.cfg)
+        cfg = self.app.cfg
+        check_settings(cfg)
         try:
-            fits = hasattr(app.cfg.worker_class, "arbiter_class")
+            fits = hasattr(cfg.worker_class, "arbiter_class")
         except RuntimeError:
             # gunicorn's answer to a class that can't be imported.
             fits = False
         if not fits:
-            raise OptionError(f"worker_class={app.cfg.worker_class_str}: a reload can't change to that; restart")
-        if self._next is not None:
-            self._abandon_next()
-        super().setup(app)
+            raise OptionError(f"worker_class={cfg.worker_class_str}: a reload can't change to that; restart")
+
+    def _unset_environment(self) -> None:
+        """Take back what ``raw_env`` has set."""
+        for name in self.cfg.env:
+            if name in self.cfg.env_orig:
+                os.environ[name] = self.cfg.env_orig[name]
+            else:
+                os.environ.pop(name, None)
+
+    def _return_to(self, app: Any) -> None:
+        """Put a former configuration in force again."""
+        self._unset_environment()
+        self.app.__dict__.update(app.__dict__)
+        if self.cfg is app.cfg:
+            os.environ.update(app.cfg.env)
+        else:
+            self.setup(self.app)
+            self._num_workers = self._generations.current.ring_size
+
+    def _give_up_reload(self) -> None:
+        """The next generation can't boot: go on with the current one and its configuration."""
+        with self._closing_unused_sockets():
+            self._generations.abandon()
+            self.LISTENERS = list(self._generations.current.sockets)
+        self._return_to(self._generations.current.app)
+
+    @contextlib.contextmanager
+    def _closing_unused_sockets(self) -> Iterator[None]:
+        """Around a change of generations: close the listening sockets that no generation needs after it."""
+        before = self._generations.sockets()
+        yield
+        needed = self._generations.sockets()
+        sockets.close([it for it in before if it not in needed], unlink=self.owns_socket_files())
+
+    # --- other signals
 
     def stop(self, graceful: bool = True) -> None:
         """Stop the listener first, then the workers."""
@@ -238,8 +315,10 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
         self._stopping = True
         # The arbiter that started this one may have gone a moment ago.
         self.maybe_promote_master()
-        sock.close_sockets(self.LISTENERS, self.owns_socket_files())
+        sockets.close(self._generations.sockets(), unlink=self.owns_socket_files())
         self.LISTENERS = []
+        for generation in self._generations:
+            generation.sockets.clear()
         deadline = time.monotonic() + self.cfg.graceful_timeout
         self._listeners.stop(signal.SIGTERM if graceful else signal.SIGQUIT)
         while self._listeners and time.monotonic() < deadline:
@@ -270,11 +349,16 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
     def _spawn_for_the_rest(self) -> None:
         """Have a worker for every channel that holds connections but whose worker is gone."""
         self.reap_workers()
-        for generation in [*self._old, self._current]:
-            occupied = self._occupied(generation)
-            for slot, channel in enumerate(generation.channels):
-                if slot not in occupied and not channel.is_empty:
-                    self._spawn(generation, slot)
+        for generation, slot in list(self._generations.to_rescue()):
+            self._spawn(generation, slot)
+
+    def handle_winch(self) -> None:
+        """SIGWINCH: a daemon rests, its listener before its workers."""
+        if self.cfg.daemon:
+            self.log.info("graceful stop of workers")
+            self.num_workers = 0
+        else:
+            self.log.debug("SIGWINCH ignored. Not daemonized")
 
     def handle_usr1(self) -> None:
         """SIGUSR1: reopen the logs, the listener's too."""
@@ -292,22 +376,19 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
             with self._upgrade.offer(self.cfg.env_orig), original_fork():
                 super().reexec()
         except Exception:
-            if os.getpid() == self.pid:
-                raise
-            # The child, which would go on as a second arbiter of the same workers.
             self.log.exception("The new arbiter can't be started")
-            os._exit(1)
+            if os.getpid() != self.pid:
+                # The child, which would go on as a second arbiter of the same workers.
+                os._exit(1)
 
     # --- steps
 
-    def _building(self) -> Iterator[Generation]:
-        yield self._current
-        if self._next is not None:
-            yield self._next
-
-    def _wanted(self, generation: Generation) -> int:
-        """How many slots of the current or next generation should have a worker."""
-        return self.num_workers if self._next is None else generation.ring_size
+    def _limit_workers(self) -> None:
+        """Leave out SIGTTIN's that are too many."""
+        most = self._generations.current.capacity
+        if self._generations.next is None and self.num_workers > most:
+            self.log.error("workers=%s: expected at most %s, the number of partitions", self.num_workers, most)
+            self.num_workers = most
 
     def _note_ready_workers(self) -> None:
         for worker in self.WORKERS.values():
@@ -318,88 +399,6 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
                 seat.generation.failures.pop(seat.slot, None)
                 seat.generation.table.renew_boot_report()
                 self.log.info("Worker ready (slot:%s, pid:%s)", worker.seat.slot, worker.pid)
-
-    def _occupied(self, generation: Generation) -> set[int]:
-        """The slots that a worker serves, or is about to."""
-        return {
-            worker.seat.slot
-            for worker in self.WORKERS.values()
-            if worker.seat.generation is generation
-            and not worker.told_to_stop
-            and (not worker.held_slot or generation.table.holder(worker.seat.slot) == worker.pid)
-        }
-
-    def _fill(self, generation: Generation) -> None:
-        occupied = self._occupied(generation)
-        now = time.monotonic()
-        for slot in range(self._wanted(generation)):
-            if slot not in occupied and now >= generation.retry_at.get(slot, 0.0):
-                self._spawn(generation, slot)
-
-    def _change_over(self) -> None:
-        """When all of the next generation's slots are filled, let the listener feed it."""
-        upcoming = self._next
-        if upcoming is None or not upcoming.is_filled(upcoming.ring_size):
-            return
-        self._old.append(self._current)
-        self._current, self._next = upcoming, None
-        self._listeners.stop(signal.SIGTERM)
-
-    def _resize(self) -> None:
-        """SIGTTIN and SIGTTOU: the ring grows when the new slots are filled, and shrinks before they are emptied."""
-        current = self._current
-        if self._next is None and self.num_workers > current.capacity:
-            self.log.error(
-                "workers=%s: expected at most %s, the number of partitions", self.num_workers, current.capacity
-            )
-            self.num_workers = current.capacity
-        if self._next is not None or self.num_workers == current.ring_size:
-            return
-        if self.num_workers == 0:
-            # SIGWINCH: this arbiter rests.
-            self._listeners.stop(signal.SIGTERM)
-            return
-        current.grow(self.num_workers)
-        if current.is_filled(self.num_workers):
-            current.ring_size = self.num_workers
-            self._listeners.stop(signal.SIGTERM)
-
-    def _run_dry(self) -> None:
-        """Tell the workers that are too many to stop, once no listener feeds them."""
-        for generation in [*self._old, self._current]:
-            if self._listeners.still_feed(generation):
-                continue
-            keep = max(self._wanted(generation), generation.ring_size) if generation is self._current else 0
-            members = [w for w in self.WORKERS.values() if w.seat.generation is generation]
-            for worker in members:
-                if worker.seat.slot >= keep and not worker.told_to_stop:
-                    worker.told_to_stop = True
-                    self.kill_worker(worker.pid, signal.SIGTERM)
-            served = {worker.seat.slot for worker in members}
-            if generation is self._current:
-                for slot in range(keep, len(generation.channels)):
-                    if slot not in served:
-                        self._pour(generation, slot)
-            elif not members:
-                for slot in range(len(generation.channels)):
-                    self._pour(generation, slot)
-                if all(channel.is_empty for channel in generation.channels):
-                    self._old.remove(generation)
-                    generation.close()
-
-    def _pour(self, generation: Generation, slot: int) -> None:
-        """Give the connections left in a channel that nobody will read to the current ring."""
-        current = self._current
-        options = current.options
-        ring = Ring(current.ring_size, options.partitions, options.seed)
-        masks = Masks(options.ipv4_prefix, options.ipv6_prefix)
-
-        def route(frame: Frame) -> int:
-            return ring.slot(masks.key(frame.address[0] if frame.address else peer_host(frame.descriptor)))
-
-        lost = pour(generation.channels[slot], current.channels, route)
-        if lost:
-            self.log.error("%s connections of slot %s were lost: no descriptors left in the arbiter", lost, slot)
 
     def _tell_metrics(self) -> None:
         """gunicorn's own gauges, under gunicorn's names."""
@@ -416,29 +415,38 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
 
     # --- workers
 
-    def spawn_worker(self) -> None:
-        """gunicorn's reload() wants one more worker: the first call starts a new generation."""
-        if self._next is None:
-            self._next = self._new_generation()
-
     def _spawn(self, generation: Generation, slot: int) -> None:
         self.worker_age += 1
-        seat = Seat(slot, generation, self._doorbell_push)
-        worker: Worker = self.worker_class(
-            self.worker_age, self.pid, self.LISTENERS, self.app, self.timeout / 2.0, self.cfg, self.log, seat=seat
+        cfg = generation.cfg
+        worker: Worker = cfg.worker_class(
+            self.worker_age,
+            self.pid,
+            generation.sockets,
+            generation.app,
+            cfg.timeout / 2.0,
+            cfg,
+            self.log,
+            seat=Seat(slot, generation, self._doorbell_push),
         )
         worker.options = generation.options
-        self.cfg.pre_fork(self, worker)
-        pid = fork()
+        cfg.pre_fork(self, worker)
+        try:
+            pid = fork()
+        except OSError as error:
+            self.log.error("No worker can be started for slot %s: %s; trying again", slot, error.strerror)
+            generation.retry_at[slot] = time.monotonic() + RETRY_SECONDS[-1]
+            worker.tmp.close()
+            return
         if pid == 0:
             self._be_worker(worker)
         worker.pid = pid
-        self.WORKERS[pid] = worker
+        self.WORKERS[pid] = self._workers[pid] = worker
         self._stats["workers_spawned"] += 1
 
     def _be_worker(self, worker: Worker) -> NoReturn:
         """The child's side of the fork."""
         worker.pid = os.getpid()
+        self.cfg = worker.cfg
         for sibling in self.WORKERS.values():
             sibling.tmp.close()
         self._close_in_child()
@@ -448,41 +456,14 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
 
     def run_worker(self, worker: Worker) -> NoReturn:
         """Boot, serve, and end; ``listen()`` does it later, from another place."""
-        try:
-            util._setproctitle(f"worker [{self.proc_name}]")
-            self.log.info("Booting worker with pid: %s", worker.pid)
-            worker.early_signals = keep_signals()
-            self.cfg.post_fork(self, worker)
-            worker.init_process()
-            sys.exit(0)
-        except SystemExit:
-            raise
-        except Exception as error:
-            if not worker.booted:
-                # All workers fail alike when the app is broken: only the first says so.
-                if worker.seat.generation.table.claim_boot_report():
-                    report_boot_failure(self.log, error)
-                sys.exit(self.APP_LOAD_ERROR if isinstance(error, AppImportError) else self.WORKER_BOOT_ERROR)
-            self.log.exception("Exception in worker process")
-            sys.exit(1)
-        finally:
-            self._end_worker(worker)
+        boot.run_worker(self, worker)
 
-    def _end_worker(self, worker: Worker) -> None:
-        """What is left to do in a worker that ends."""
-        self.log.info("Worker exiting (pid: %s)", worker.pid)
-        try:
-            worker.tmp.close()
-            self.cfg.worker_exit(self, worker)
-        except Exception:
-            self.log.warning("Exception during worker exit:\n%s", traceback.format_exc())
-
-    def _forget(self, before: dict[int, Worker]) -> None:
+    def _forget(self) -> None:
         """Note the workers that are gone."""
-        for pid, worker in before.items():
-            if pid in self.WORKERS or worker.forgotten:
+        for pid, worker in list(self._workers.items()):
+            if pid in self.WORKERS:
                 continue
-            worker.forgotten = True
+            del self._workers[pid]
             seat = worker.seat
             seat.generation.table.vacate(seat.slot, pid)
             if not worker.held_slot and not worker.told_to_stop:
@@ -491,45 +472,32 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
                 pause = RETRY_SECONDS[min(failures, len(RETRY_SECONDS) - 1)]
                 seat.generation.retry_at[seat.slot] = time.monotonic() + pause
 
-    def _abandon_next(self) -> None:
-        """Give up the generation being built; the current one goes on."""
-        assert self._next is not None
-        self._old.append(self._next)
-        self._next = None
-        self._num_workers = self._current.ring_size
-
     # --- the listener
 
     def _watch_listener(self) -> None:
         """Have a listener that feeds the current generation, unless this arbiter rests."""
-        ready = self._has_served and self._current.is_filled(self._current.ring_size)
+        current = self._generations.current
+        ready = self._has_served and current.is_filled(current.ring_size)
         if not self._upgrade.may_accept(ready, self._listeners.is_accepting()) or self.num_workers == 0:
             self._listeners.stop(signal.SIGTERM)
         else:
-            self._listeners.start(self._current)
+            self._listeners.start(current)
 
     def _be_listener(self, generation: Generation) -> NoReturn:
         """The listener's side of the fork."""
         status = 1
         try:
+            cfg = generation.cfg
             for worker in self.WORKERS.values():
                 worker.tmp.close()
             self._close_generations(keep=generation)
             util._setproctitle(f"listener [{self.proc_name}]")
             lifeline = os.dup(self._lifeline)
             self._close_in_child()
-            util.set_owner_process(self.cfg.uid, self.cfg.gid, initgroups=self.cfg.initgroups)
-            listener = Listener(
-                self.LISTENERS,
-                generation,
-                lifeline=lifeline,
-                doorbell=self._doorbell_push,
-                secure=bool(self.cfg.is_ssl),
-                log=self.log,
-            )
-            for listening in self.LISTENERS:
-                # It has its own, and when it closes them they must be closed: nobody would accept any more.
-                listening.close()
+            util.set_owner_process(cfg.uid, cfg.gid, initgroups=cfg.initgroups)
+            listener = Listener(generation, lifeline=lifeline, doorbell=self._doorbell_push, log=self.log)
+            # It has its own, and when it closes them they must be closed: nobody would accept any more.
+            sockets.close(generation.sockets, unlink=False)
             listener.run()
             status = 0
         except BaseException:
@@ -542,7 +510,9 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
             os._exit(status)
 
     def _close_generations(self, keep: Generation) -> None:
-        for generation in [*self._old, *self._building()]:
+        """In a child: close what belongs to other generations."""
+        sockets.close([it for it in self._generations.sockets() if it not in keep.sockets], unlink=False)
+        for generation in self._generations:
             if generation is not keep:
                 generation.close()
 

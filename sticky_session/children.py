@@ -34,18 +34,16 @@ def fork() -> int:
     return pid
 
 
-def keep_signals() -> list[int]:
+def keep_signals(kept: list[int]) -> None:
     """In a child: unblock what :func:`fork` has blocked, and keep what comes for later.
 
     A blocked signal would stay blocked in the processes that a server hook starts.
 
-    :returns: the signals that have come; raise them again when there are handlers
+    :param kept: where signals that come are added; raise them again when there are handlers
     """
-    kept: list[int] = []
     for number in _KEPT:
         signal.signal(number, lambda number, _: kept.append(number))
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
-    return kept
 
 
 def reap(pid: int) -> int | None:
@@ -55,6 +53,15 @@ def reap(pid: int) -> int | None:
     except ChildProcessError:
         return 0
     return status if found else None
+
+
+def is_lost(pid: int) -> bool:
+    """Whether this process has no such child any more: somebody else has taken its exit status."""
+    try:
+        os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    except ChildProcessError:
+        return True
+    return False
 
 
 def kill(pid: int, number: signal.Signals) -> None:

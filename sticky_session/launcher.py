@@ -29,7 +29,7 @@ from gevent import monkey
 from gunicorn.arbiter import Arbiter
 from gunicorn.util import parse_address
 
-from sticky_session import handoff
+from sticky_session import boot, handoff, sockets
 from sticky_session.app import ScriptApplication
 from sticky_session.arbiter import StickyArbiter
 from sticky_session.errors import ListenError, OptionError
@@ -68,13 +68,23 @@ class ScriptArbiter(StickyArbiter):
 
     def run_worker(self, worker: Worker) -> NoReturn:
         """Leave for the script; :class:`_ScriptWorker` serves later."""
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
-            # The arbiter's handlers would swallow it, and until the worker serves it has nothing to finish.
+
+        def end_or_keep(number: int, _: object) -> None:
+            """Until the worker serves it has nothing to finish but what may wait for it in its channel."""
+            if worker.seat.has_connections:
+                worker.early_signals.append(number)
+            else:
+                signal.signal(number, signal.SIG_DFL)
+                signal.raise_signal(number)
+
+        # The arbiter's handlers would swallow them.
+        signal.signal(signal.SIGTERM, end_or_keep)
+        for number in (signal.SIGINT, signal.SIGQUIT):
             signal.signal(number, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
-        for listening in self.LISTENERS:
-            # What the script starts must not inherit the port.
-            listening.close()
+        # What the script starts must not inherit the port.
+        sockets.close(worker.sockets, unlink=False)
+        worker.sockets = []
         raise _Departure(self, worker)
 
     def manage_workers(self) -> None:
@@ -123,7 +133,7 @@ class _ScriptWorker:
             if self._script_failed:
                 status = self._arbiter.WORKER_BOOT_ERROR
             else:
-                StickyArbiter.run_worker(self._arbiter, self.worker)
+                boot.run_worker(self._arbiter, self.worker)
         except SystemExit as end:
             status = end.code if isinstance(end.code, int) else int(end.code is not None)
         finally:

@@ -23,18 +23,19 @@ import math
 import os
 import resource
 import signal
+import sys
 import time
 from collections import deque
-from collections.abc import Sequence
 from typing import Any
 
 from gevent.monkey import get_original
 
 from sticky_session import handoff
 from sticky_session.address import Masks
+from sticky_session.generation import Generation
 from sticky_session.refusal import Refusals, unavailable
 from sticky_session.ring import Ring
-from sticky_session.slots import Generation, wake
+from sticky_session.slots import wake
 
 # accept(2): the connection died before it was accepted, or the network had an error that is its own.
 DROPPED = frozenset(
@@ -86,22 +87,18 @@ def open_files_limit() -> int:
 class Listener:
     """The loop of the listener process.
 
-    :param sockets: the listening sockets; a frame's bind is the index in here
-    :param generation: whose channels and table to use
+    :param generation: whose sockets, channels and table to use; a frame's bind is the index of the socket
     :param lifeline: reading end of a pipe that closes when the arbiter is gone
     :param doorbell: writing end of the pipe that wakes the arbiter
-    :param secure: whether TLS is spoken on the sockets, so that nothing can be answered here
     :param log: gunicorn's logger
     """
 
     def __init__(
         self,
-        sockets: Sequence[Any],
         generation: Generation,
         *,
         lifeline: int,
         doorbell: int,
-        secure: bool,
         log: Any,
     ) -> None:
         options = generation.options
@@ -120,10 +117,12 @@ class Listener:
         self._queue_size = min(options.queue_size, fair_share)
 
         self._poll = _epoll()
-        self._refusals = Refusals(self._poll, None if secure else unavailable(1 + int(options.failover_seconds)))
+        # Over TLS nothing can be said here.
+        response = None if generation.cfg.is_ssl else unavailable(1 + int(options.failover_seconds))
+        self._refusals = Refusals(self._poll, response)
         # A raw accept(2) without a socket object around the descriptor: most of what accept() costs is that object.
         self._listening: dict[int, tuple[Any, bytes]] = {}
-        for index, sock in enumerate(sockets):
+        for index, sock in enumerate(generation.sockets):
             raw = _socket.socket(fileno=os.dup(sock.fileno()))
             raw.setblocking(False)
             self._listening[raw.fileno()] = (raw, handoff.encode(index))
@@ -188,9 +187,16 @@ class Listener:
     def _handle_signals(self) -> None:
         for number in os.read(self._signals, 64):
             if number == signal.SIGUSR1:
-                self._log.reopen_files()
+                self._reopen_logs()
             elif self._stop != signal.SIGQUIT and number in (signal.SIGTERM, signal.SIGQUIT):
                 self._stop = number
+
+    def _reopen_logs(self) -> None:
+        try:
+            self._log.reopen_files()
+        except OSError as error:
+            # After --user this process may lack the right; whoever rotates logs has to create them for that user.
+            print(f"The listener can't reopen its log: {error}", file=sys.stderr)
 
     # --- the loop's turns
 

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from sticky_session import children
+from sticky_session.generation import Generation
 from sticky_session.listener import BEAT_SECONDS
-from sticky_session.slots import Generation
 
 # A listener that lived for a shorter time than this is not restarted at once.
 MIN_SECONDS = 1.0
@@ -68,7 +68,12 @@ class Listeners:
         now = time.monotonic()
         if self._current is not None or self.is_accepting() or now < self._start_at:
             return
-        pid = children.fork()
+        try:
+            pid = children.fork()
+        except OSError as error:
+            self._log.error("The listener can't be started: %s; trying again", error.strerror)
+            self._start_at = now + MIN_SECONDS
+            return
         if pid == 0:
             self._run(generation)
         self._current = ListenerProcess(pid, generation, now)

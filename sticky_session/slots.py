@@ -1,8 +1,6 @@
-"""The arbiter's view of the slots: their channels and the table shared with all its children.
+"""The slots: the channels to them, and the table that says who serves which.
 
-Everything here is made by the arbiter before it forks, so it survives any child. A *generation* is one set of
-channels with one table: SIGHUP makes a new generation beside the old one, and the listener changes over when all
-slots of the new one are filled.
+Everything here is made by the arbiter before it forks, so it survives any child.
 """
 
 from __future__ import annotations
@@ -13,12 +11,9 @@ import mmap
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from socket import AF_UNIX, MSG_DONTWAIT, MSG_PEEK, SOCK_SEQPACKET
-from typing import Any
 
 from sticky_session import handoff
-from sticky_session.config import Options
 
 _CELLS_A_SLOT = 3
 _HEADER_CELLS = 4
@@ -142,84 +137,6 @@ class Table:
         handoff.close(self._boot_report)
 
 
-@dataclass
-class Generation:
-    """One set of channels and their table.
-
-    :ivar options: those in force when it was made; a later reload may fail, and this one go on
-    :ivar ring_size: how many slots the listener's ring has; the channels may be more while the ring grows or shrinks
-    :ivar binds: family and address of every listening socket, by the frame's index
-    :ivar failures: slot -> how many times in a row its worker failed to boot
-    :ivar retry_at: slot -> when another worker may be started for it after that, by CLOCK_MONOTONIC
-    """
-
-    options: Options
-    ring_size: int
-    binds: list[tuple[int, Any]]
-    channels: list[Channel] = field(default_factory=list)
-    failures: dict[int, int] = field(default_factory=dict)
-    retry_at: dict[int, float] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        self.table = Table(self.capacity)
-        self.grow(self.ring_size)
-
-    @property
-    def capacity(self) -> int:
-        """How many slots there can be."""
-        return self.options.partitions
-
-    def grow(self, slots: int) -> None:
-        """Have channels for ``slots`` slots, empty from now on."""
-        while len(self.channels) < slots:
-            self.channels.append(Channel())
-            self.table.vacate(len(self.channels) - 1)
-
-    def is_filled(self, slots: int) -> bool:
-        """Whether workers serve the first ``slots`` slots."""
-        return all(self.table.holder(slot) for slot in range(slots))
-
-    def close(self) -> None:
-        """Close everything in this process."""
-        for channel in self.channels:
-            channel.close()
-        self.table.close()
-
-
-@dataclass
-class Seat:
-    """What one worker gets of its generation: its slot, its end of the channel, and ways to tell the arbiter.
-
-    :ivar doorbell: writing end of the pipe that wakes the arbiter
-    """
-
-    slot: int
-    generation: Generation
-    doorbell: int
-
-    @property
-    def channel(self) -> _socket.socket:
-        """The worker's end of the slot's channel."""
-        return self.generation.channels[self.slot].worker_end
-
-    def take(self) -> None:
-        """This process has booted and serves the slot."""
-        self.generation.table.fill(self.slot, os.getpid())
-        wake(self.doorbell)
-
-    def leave(self) -> None:
-        """This process takes no more connections: the slot may be refilled at once."""
-        self.generation.table.vacate(self.slot, os.getpid())
-        wake(self.doorbell)
-
-    def close_others(self) -> None:
-        """Close what belongs to other slots, in a worker."""
-        for slot, channel in enumerate(self.generation.channels):
-            channel.listener_end.close()
-            if slot != self.slot:
-                channel.worker_end.close()
-
-
 def wake(doorbell: int) -> None:
     """Wake the arbiter: write a byte to its doorbell, a pipe. A full pipe has rung already."""
     try:
@@ -232,12 +149,12 @@ def wake(doorbell: int) -> None:
             raise
 
 
-def pour(source: Channel, targets: list[Channel], route: Callable[[handoff.Frame], int]) -> int:
+def pour(source: Channel, targets: list[Channel], route: Callable[[handoff.Frame], tuple[int, int] | None]) -> int:
     """Move the frames left in a channel that nobody reads any more into other channels.
 
     It ends at a frame whose new channel is full: that one goes back, to be tried again later.
 
-    :param route: gives the index in ``targets`` for a frame
+    :param route: gives the index in ``targets`` for a frame, and its bind there; None if there is no place for it
     :returns: how many connections were lost
     """
     receiver = handoff.Receiver(source.worker_end)
@@ -250,10 +167,17 @@ def pour(source: Channel, targets: list[Channel], route: Callable[[handoff.Frame
         if frame is None:
             lost += 1
             continue
-        message = handoff.encode(frame.bind, frame.address, frame.data)
+        place = route(frame)
         try:
-            handoff.send(targets[route(frame)].listener_end, message, frame.descriptor)
+            if place is None:
+                lost += 1
+                continue
+            target, bind = place
+            handoff.send(
+                targets[target].listener_end, handoff.encode(bind, frame.address, frame.data), frame.descriptor
+            )
         except BlockingIOError:
+            message = handoff.encode(frame.bind, frame.address, frame.data)
             handoff.send(source.listener_end, message, frame.descriptor)
             return lost
         except OSError:

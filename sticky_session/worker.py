@@ -17,8 +17,8 @@ from gunicorn.workers.ggevent import GeventWorker
 from sticky_session.arbiter import StickyArbiter
 from sticky_session.config import Options
 from sticky_session.errors import PlatformError
+from sticky_session.generation import Seat
 from sticky_session.server import Server
-from sticky_session.slots import Seat
 
 # Descriptors that the app, logs and the hub need beside the connections'.
 SPARE_DESCRIPTORS = 64
@@ -35,7 +35,6 @@ class Worker(GeventWorker):  # type: ignore[misc]
     :ivar early_signals: those that came before there were handlers for them
     :ivar held_slot: arbiter: whether it has been seen to serve its slot
     :ivar told_to_stop: arbiter: whether it has been sent SIGTERM for a reason of ours
-    :ivar forgotten: arbiter: whether its end has been noted
     """
 
     arbiter_class = StickyArbiter
@@ -53,7 +52,6 @@ class Worker(GeventWorker):  # type: ignore[misc]
         self.early_signals: list[int] = []
         self.held_slot = False
         self.told_to_stop = False
-        self.forgotten = False
         self._message_bytes: int | None = None
         self._drain = False
 

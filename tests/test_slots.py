@@ -8,13 +8,14 @@ import mmap
 import os
 import time
 from collections.abc import Iterator
-from socket import AF_INET, AF_UNIX, SOCK_SEQPACKET
+from socket import AF_UNIX, SOCK_SEQPACKET
 
 import pytest
 
 from sticky_session import handoff
 from sticky_session.config import Options
-from sticky_session.slots import Channel, Generation, Seat, Table, pour, wake
+from sticky_session.generation import Generation, Seat
+from sticky_session.slots import Channel, Table, pour, wake
 
 
 def options(partitions: int) -> Options:
@@ -33,7 +34,7 @@ def table() -> Iterator[Table]:
 @pytest.fixture
 def generation() -> Iterator[Generation]:
     """A generation of two slots that can become four."""
-    generation = Generation(options(4), 2, [(AF_INET, ("127.0.0.1", 80))])
+    generation = Generation(None, options(4), 2, [])
     yield generation
     generation.close()
 
@@ -202,7 +203,7 @@ def test_grow(generation: Generation) -> None:
 def test_close_generation() -> None:
     """Closing gives every descriptor back."""
     before = set(os.listdir("/proc/self/fd"))
-    generation = Generation(options(8), 8, [])
+    generation = Generation(None, options(8), 8, [])
     assert len(os.listdir("/proc/self/fd")) >= len(before) + 16
     generation.close()
     assert set(os.listdir("/proc/self/fd")) == before
@@ -260,11 +261,11 @@ def test_doorbell_of_dead_arbiter() -> None:
 
 def test_pour() -> None:
     """Every frame left in a channel gets to the channel that the route names, in order."""
-    generation = Generation(options(3), 3, [])
+    generation = Generation(None, options(3), 3, [])
     source, *targets = generation.channels
     for bind in range(7):
         put(source, bind)
-    assert pour(source, targets, lambda frame: frame.bind % 2) == 0
+    assert pour(source, targets, lambda frame: (frame.bind % 2, frame.bind)) == 0
     assert [frames(target) for target in targets] == [[0, 2, 4, 6], [1, 3, 5]]
     assert frames(source) == []
     generation.close()
@@ -272,12 +273,12 @@ def test_pour() -> None:
 
 def test_pour_keeps_address_and_data() -> None:
     """A poured frame is the same frame."""
-    generation = Generation(options(2), 2, [])
+    generation = Generation(None, options(2), 2, [])
     source, target = generation.channels
     message = handoff.encode(7, ("192.0.2.1", 99), b"GET / ")
     with open(os.devnull) as null:
         handoff.send(source.listener_end, message, null.fileno())
-    assert pour(source, [target], lambda _: 0) == 0
+    assert pour(source, [target], lambda frame: (0, frame.bind)) == 0
     frame = handoff.Receiver(target.worker_end).receive()
     assert frame is not None
     assert frame[1:] == (7, ("192.0.2.1", 99), b"GET / ")
@@ -287,16 +288,16 @@ def test_pour_keeps_address_and_data() -> None:
 
 def test_pour_into_full_channel() -> None:
     """What finds no room goes back and is poured when there is; nothing is lost, and no descriptor is left open."""
-    generation = Generation(options(2), 2, [])
+    generation = Generation(None, options(2), 2, [])
     source, target = generation.channels
     fill(target)
     for bind in range(1, 4):
         put(source, bind)
     before = set(os.listdir("/proc/self/fd"))
-    assert pour(source, [target], lambda _: 0) == 0
+    assert pour(source, [target], lambda frame: (0, frame.bind)) == 0
     assert not source.is_empty
     assert set(frames(target)) == {0}
-    assert pour(source, [target], lambda _: 0) == 0
+    assert pour(source, [target], lambda frame: (0, frame.bind)) == 0
     assert source.is_empty
     assert sorted(frames(target)) == [1, 2, 3]
     assert set(os.listdir("/proc/self/fd")) == before

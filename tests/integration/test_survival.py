@@ -11,7 +11,7 @@ from signal import SIGKILL
 import pytest
 import websocket
 
-from harness import APPS, Load, Script, Server, addresses, alive, descriptors, wait_until
+from harness import APPS, Load, Script, Server, addresses, alive, descriptors, get, wait_until
 from midway import (
     Pending,
     Sessions,
@@ -160,6 +160,40 @@ def test_patched_arbiter(door: str, tmp_path: Path) -> None:
         assert descriptors(server.listener_pid) <= most, "one connection may be in its hands"
         assert replace_listener() <= most
         wait_until(lambda: descriptors(server.arbiter_pid) == before, what=f"the arbiter has {before} again")
+
+
+HOOKS = """
+{patch}
+import subprocess
+
+def when_ready(server):
+    subprocess.run(["true"], check=True)
+
+def pre_fork(server, worker):
+    when_ready(server)
+
+def child_exit(server, worker):
+    when_ready(server)
+"""
+
+
+@pytest.mark.parametrize("patch", ["", "from gevent import monkey; monkey.patch_all()"], ids=["plain", "patched"])
+def test_killed_children_of_an_arbiter_whose_hooks_run_programs(patch: str, tmp_path: Path) -> None:
+    """They are replaced at once, long before --timeout, though gevent takes SIGCHLD and exit statuses for itself."""
+    (tmp_path / "hooks.py").write_text(HOOKS.format(patch=patch))
+    args = ("-c", os.fspath(tmp_path / "hooks.py"), "--timeout", "600", "--graceful-timeout", "600")
+    with Server(workers=2, args=args) as server:
+        for _ in range(3):
+            mark = server.mark()
+            os.kill(server.worker_pids[0], SIGKILL)
+            os.kill(server.worker_pids[1], SIGKILL)
+            for slot in range(2):
+                server.wait_for_worker(slot, after=mark)
+            mark = server.mark()
+            os.kill(server.listener_pid, SIGKILL)
+            server.wait_for_listener(after=mark)
+            assert get(server.port).status == 200
+        assert server.stop() == 0
 
 
 @pytest.mark.parametrize("victim", ["arbiter", "arbiter of listen()", "master of listen()"])

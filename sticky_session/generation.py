@@ -1,0 +1,107 @@
+"""The generation: what is made anew on every reload, and lives as long as somebody is served by it.
+
+SIGHUP makes a new generation beside the current one; see :mod:`.succession` for how the one follows the other.
+"""
+
+from __future__ import annotations
+
+import _socket
+import os
+from dataclasses import dataclass, field
+from typing import Any
+
+from sticky_session.config import Options
+from sticky_session.slots import Channel, Table, wake
+
+
+@dataclass(eq=False)
+class Generation:
+    """One set of channels and their table, and what was in force when it was made.
+
+    A later reload may fail, and then this one goes on with its own configuration and sockets.
+
+    :ivar app: gunicorn's application object, a copy of the one that reloads change; its ``cfg`` is the configuration
+    :ivar ring_size: how many slots the listener's ring has; the channels may be more while the ring grows or shrinks
+    :ivar sockets: the listening sockets (gunicorn's objects), by the frame's index; generations may share them
+    :ivar binds: family and address of each
+    :ivar failures: slot -> how many times in a row its worker failed to boot
+    :ivar retry_at: slot -> when another worker may be started for it after that, by CLOCK_MONOTONIC
+    """
+
+    app: Any
+    options: Options
+    ring_size: int
+    sockets: list[Any]
+    channels: list[Channel] = field(default_factory=list)
+    failures: dict[int, int] = field(default_factory=dict)
+    retry_at: dict[int, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.binds = [(listening.FAMILY, listening.getsockname()) for listening in self.sockets]
+        self.table = Table(self.capacity)
+        self.grow(self.ring_size)
+
+    @property
+    def cfg(self) -> Any:
+        """gunicorn's configuration."""
+        return self.app.cfg
+
+    @property
+    def capacity(self) -> int:
+        """How many slots there can be."""
+        return self.options.partitions
+
+    def grow(self, slots: int) -> None:
+        """Have channels for ``slots`` slots, empty from now on."""
+        while len(self.channels) < slots:
+            self.channels.append(Channel())
+            self.table.vacate(len(self.channels) - 1)
+
+    def is_filled(self, slots: int) -> bool:
+        """Whether workers serve the first ``slots`` slots."""
+        return all(self.table.holder(slot) for slot in range(slots))
+
+    def close(self) -> None:
+        """Close channels and table in this process; the sockets may be another generation's, too."""
+        for channel in self.channels:
+            channel.close()
+        self.table.close()
+
+
+@dataclass
+class Seat:
+    """What one worker gets of its generation: its slot, its end of the channel, and ways to tell the arbiter.
+
+    :ivar doorbell: writing end of the pipe that wakes the arbiter
+    """
+
+    slot: int
+    generation: Generation
+    doorbell: int
+
+    @property
+    def channel(self) -> _socket.socket:
+        """The worker's end of the slot's channel."""
+        return self.generation.channels[self.slot].worker_end
+
+    @property
+    def has_connections(self) -> bool:
+        """Whether frames wait in the slot's channel."""
+        return not self.generation.channels[self.slot].is_empty
+
+    def take(self) -> None:
+        """This process has booted and serves the slot."""
+        self.generation.table.fill(self.slot, os.getpid())
+        wake(self.doorbell)
+
+    def leave(self) -> None:
+        """This process takes no more connections: the slot may be refilled at once."""
+        self.generation.table.vacate(self.slot, os.getpid())
+        wake(self.doorbell)
+
+    def close_others(self) -> None:
+        """Close what belongs to other slots, in a worker."""
+        for slot, channel in enumerate(self.generation.channels):
+            channel.listener_end.close()
+            if slot != self.slot:
+                channel.worker_end.close()

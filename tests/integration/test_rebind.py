@@ -1,0 +1,163 @@
+"""SIGHUP that changes what is listened on: addresses come and go, and no client of those that stay notices."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+from pathlib import Path
+from signal import SIGHUP, SIGKILL
+
+import pytest
+
+from harness import APPS, Load, Server, addresses, get, wait_until
+from midway import children_and_zombies
+from pending import UnixClient, is_refused
+
+APP = """
+{extra}
+from whoami import app
+"""
+
+
+def free_port() -> int:
+    """A port that nobody listens on."""
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return int(sock.getsockname()[1])
+
+
+class Site:
+    """A server whose addresses are in a configuration file.
+
+    :param binds: the first ones
+    """
+
+    def __init__(self, place: Path, *binds: str) -> None:
+        self._place = place
+        self.write()
+        self.configure(*binds)
+        self.server = Server(
+            "site_app:app",
+            workers=2,
+            bind=(),
+            args=("-c", "site_config.py"),
+            env={"PYTHONPATH": os.fspath(APPS), "PYTHONDONTWRITEBYTECODE": "1"},
+            cwd=place,
+        )
+
+    def write(self, extra: str = "") -> None:
+        """Write the app."""
+        (self._place / "site_app.py").write_text(APP.format(extra=extra))
+
+    def configure(self, *binds: str) -> None:
+        """Write the configuration file."""
+        (self._place / "site_config.py").write_text(f"bind = {list(binds)}")
+
+    def hang_up(self) -> int:
+        """Send SIGHUP.
+
+        :returns: a mark in the log before it
+        """
+        mark = self.server.mark()
+        self.server.signal(SIGHUP)
+        return mark
+
+    def reload(self, *binds: str) -> None:
+        """Reload with other addresses, and wait until only new workers are left."""
+        self.configure(*binds)
+        former = set(self.server.worker_pids.values())
+        mark = self.hang_up()
+        for slot in range(2):
+            self.server.wait_for_worker(slot, after=mark)
+        for pid in former:
+            self.server.wait_for(rf"Worker exiting \(pid: {pid}\)", after=mark)
+
+    def fail(self, complaint: str) -> None:
+        """Reload with an app or addresses that can't be used, and wait until the server has given up."""
+        mark = self.hang_up()
+        self.server.wait_for(complaint, after=mark)
+        wait_until(lambda: children_and_zombies(self.server.arbiter_pid) == 3, what="two workers, one listener")
+
+
+def server_port(port: int) -> str:
+    """What the app is told of its port."""
+    return str(get(port, "/env").json()["SERVER_PORT"])
+
+
+def test_more_and_fewer_addresses(tmp_path: Path) -> None:
+    """An address that stays serves everybody all the while; new ones are served, dropped ones refuse."""
+    stays, comes = free_port(), free_port()
+    path = tmp_path / "socket"
+    site = Site(tmp_path, f"127.0.0.1:{stays}")
+    with site.server, Load(stays, addresses(20)) as load:
+        for _ in range(2):
+            # Before the one that stays: its index changes, too.
+            site.reload(f"127.0.0.1:{comes}", f"unix:{path}", f"127.0.0.1:{stays}")
+            assert server_port(comes) == str(comes)
+            assert server_port(stays) == str(stays)
+            with contextlib.closing(UnixClient(path)) as client:
+                client.request("GET", "/env")
+                assert client.getresponse().status == 200
+            site.reload(f"127.0.0.1:{stays}")
+            assert is_refused(comes)
+            assert not path.exists()
+            load.wait_for(50)
+    assert load.failures == []
+
+
+def test_app_that_fails_to_import_on_other_addresses(tmp_path: Path) -> None:
+    """The old addresses go on, also with a new listener and new workers; the next good reload has the new ones."""
+    old, new = free_port(), free_port()
+    path = tmp_path / "socket"
+    site = Site(tmp_path, f"127.0.0.1:{old}")
+    with site.server:
+        site.write("import no_such_module")
+        site.configure(f"unix:{path}", f"127.0.0.1:{new}")
+        site.fail("Can't load the app")
+        assert is_refused(new)
+        assert not path.exists()
+        site.write()
+        for victim in (site.server.listener_pid, site.server.worker_pids[0], site.server.worker_pids[1]):
+            mark = site.server.mark()
+            os.kill(victim, SIGKILL)
+            site.server.wait_for(r"Listener ready|Worker ready", after=mark)
+            assert {get(old, "/env", address).json()["SERVER_PORT"] for address in addresses(8)} == {str(old)}
+        site.reload(f"unix:{path}", f"127.0.0.1:{new}")
+        assert server_port(new) == str(new)
+        assert is_refused(old)
+        assert path.exists()
+    assert not path.exists()
+
+
+def test_stop_in_the_middle_of_a_change_of_addresses(tmp_path: Path) -> None:
+    """SIGTERM while the new workers still boot removes the old sockets' and the new ones' files."""
+    paths = [tmp_path / "old", tmp_path / "new"]
+    site = Site(tmp_path, f"unix:{paths[0]}")
+    with site.server:
+        site.write("import time; time.sleep(2)")
+        site.configure(f"unix:{paths[1]}")
+        mark = site.hang_up()
+        site.server.wait_for("Booting worker", after=mark)
+        assert [path.exists() for path in paths] == [True, True]
+        assert site.server.stop() == 0
+        assert [path.exists() for path in paths] == [False, False]
+
+
+@pytest.mark.parametrize("other", ["127.0.0.1:{taken}", "fd://0"])
+def test_address_that_cannot_be_used(tmp_path: Path, other: str) -> None:
+    """One line says so, nothing of the new configuration stays, and the old one goes on."""
+    old, new = free_port(), free_port()
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        place = other.format(taken=taken.getsockname()[1])
+        site = Site(tmp_path, f"127.0.0.1:{old}")
+        with site.server, Load(old, addresses(20)) as load:
+            before = dict(site.server.worker_pids)
+            site.configure(f"127.0.0.1:{new}", place)
+            mark = site.hang_up()
+            site.server.wait_for("Reload failed", after=mark)
+            assert len(site.server.find(r"\[ERROR\]", after=mark)) == 1
+            assert is_refused(new)
+            load.wait_for(50)
+            assert site.server.worker_pids == before
+        assert load.failures == []
