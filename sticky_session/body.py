@@ -43,29 +43,26 @@ class Body:
     :param length: the body's length in bytes
     :param chunked: whether it comes in chunks instead; ``length`` is 0 then
     :param invite: sends 100 Continue; None if the client doesn't wait for it
+    :ivar failure: what has gone wrong; None if nothing has
+    :ivar rfile: the connection, under the name that pywsgi's input has it; simple-websocket takes it over
     """
 
-    __slots__ = ("_chunked", "_failed", "_invite", "_left", "_reader")
+    __slots__ = ("_chunked", "_invite", "_left", "failure", "rfile")
 
     def __init__(
         self, reader: BinaryIO, length: int, *, chunked: bool = False, invite: Callable[[], None] | None = None
     ) -> None:
-        self._reader = reader
+        self.rfile = reader
         # Of the whole body, or of the chunk.
         self._left = length
         self._chunked = chunked
         self._invite = invite
-        self._failed = False
-
-    @property
-    def rfile(self) -> BinaryIO:
-        """The connection, under the name that pywsgi's input has it; simple-websocket takes it over."""
-        return self._reader
+        self.failure: BodyError | None = None
 
     @property
     def left(self) -> float:
         """How many bytes nobody has read; infinite where that can't be known."""
-        return float("inf") if self._chunked or self._failed else self._left
+        return float("inf") if self._chunked or self.failure else self._left
 
     @property
     def awaited(self) -> bool:
@@ -80,7 +77,7 @@ class Body:
         wanted = float("inf") if size is None or size < 0 else size
         pieces = []
         while wanted and self._has_more():
-            piece = self._take(self._reader.read, int(min(wanted, self._left, PIECE_BYTES)))
+            piece = self._take(self.rfile.read, int(min(wanted, self._left, PIECE_BYTES)))
             pieces.append(piece)
             wanted -= len(piece)
         return b"".join(pieces)
@@ -93,7 +90,7 @@ class Body:
         wanted = float("inf") if size is None or size < 0 else size
         pieces = []
         while wanted and self._has_more():
-            piece = self._take(self._reader.readline, int(min(wanted, self._left, PIECE_BYTES)))
+            piece = self._take(self.rfile.readline, int(min(wanted, self._left, PIECE_BYTES)))
             pieces.append(piece)
             wanted -= len(piece)
             if piece.endswith(b"\n"):
@@ -127,7 +124,7 @@ class Body:
 
     def _has_more(self) -> bool:
         """Whether there is a byte to be read now; reads the next chunk's header for that."""
-        if self._failed:
+        if self.failure:
             raise BodyError("the request's body could not be read")
         if self._invite is not None and (self._left or self._chunked):
             self._invite()
@@ -141,19 +138,19 @@ class Body:
         if not piece:
             raise self._error("the client went away in the middle of the request's body")
         self._left -= len(piece)
-        if not self._left and self._chunked and self._wait_for(self._reader.read, 2) != b"\r\n":
+        if not self._left and self._chunked and self._wait_for(self.rfile.read, 2) != b"\r\n":
             raise self._error("a chunk that is longer than it says")
         return piece
 
     def _read_chunk_header(self) -> None:
-        found = _CHUNK(self._wait_for(self._reader.readline, MAX_LINE_BYTES))
+        found = _CHUNK(self._wait_for(self.rfile.readline, MAX_LINE_BYTES))
         if found is None:
             raise self._error("a malformed chunk")
         self._left = int(found[1], 16)
         if self._left:
             return
         for _ in range(MAX_TRAILER_FIELDS):
-            line = self._wait_for(self._reader.readline, MAX_LINE_BYTES)
+            line = self._wait_for(self.rfile.readline, MAX_LINE_BYTES)
             if line == b"\r\n":
                 self._chunked = False
                 return
@@ -165,9 +162,11 @@ class Body:
         try:
             return read(size)
         except TimeoutError:
-            self._failed = True
-            raise BodyTimeoutError("the client has stopped sending in the middle of the request's body") from None
+            self.failure = BodyTimeoutError("the client has stopped sending in the middle of the request's body")
+        except OSError as error:
+            self.failure = BodyError(f"the connection broke in the middle of the request's body: {error}")
+        raise self.failure
 
     def _error(self, message: str) -> BodyError:
-        self._failed = True
-        return BodyError(message)
+        self.failure = BodyError(message)
+        return self.failure

@@ -19,11 +19,12 @@ from typing import TYPE_CHECKING, Any
 import gevent
 from gevent.lock import Semaphore
 from geventwebsocket.exceptions import WebSocketError
-from geventwebsocket.websocket import MSG_ALREADY_CLOSED, MSG_SOCKET_DEAD, Stream
+from geventwebsocket.websocket import MSG_ALREADY_CLOSED, MSG_SOCKET_DEAD
 from geventwebsocket.websocket import WebSocket as GeventWebSocket
 
 if TYPE_CHECKING:
     from sticky_session.handler import Handler
+    from sticky_session.request import Head
 
 _GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
 
@@ -61,6 +62,18 @@ class _Violation(Exception):
     def __init__(self, code: int) -> None:
         super().__init__(code)
         self.code = code
+
+
+def wants_websocket(head: Head) -> bool:
+    """Whether a request that has an Upgrade field asks for a WebSocket; if not, it is a plain request."""
+    return (
+        head.environ["HTTP_UPGRADE"].lower() == "websocket"
+        and "upgrade" in (each.strip() for each in head.environ.get("HTTP_CONNECTION", "").lower().split(","))
+        and head.method == "GET"
+        and head.version == "HTTP/1.1"
+        # A body that the app didn't read would be taken for frames.
+        and not (head.chunked or head.content_length)
+    )
 
 
 def accept_key(environ: dict[str, Any]) -> str:
@@ -106,7 +119,7 @@ def is_valid_close_code(code: int) -> bool:
 class WebSocket(GeventWebSocket):  # type: ignore[misc]
     """A WebSocket between an app and its client.
 
-    :param handler: the HTTP handler whose connection it takes over
+    :param handler: answers the opening handshake; its connection is taken over
     :param accept: the value of Sec-WebSocket-Accept
     :param max_bytes: the largest message taken
     """
@@ -115,9 +128,8 @@ class WebSocket(GeventWebSocket):  # type: ignore[misc]
         # Not super().__init__(): it makes a UTF-8 validator that is of no use here.
         self.environ = environ
         self.handler = handler
-        self.stream = Stream(handler)
-        self.raw_read = self.stream.read
-        self.raw_write = self.stream.write
+        self.raw_read = handler.connection.rfile.read
+        self.raw_write = handler.connection.send
         self.opened = False
         self._closed = False
         self._accept = accept
@@ -265,7 +277,8 @@ class WebSocket(GeventWebSocket):  # type: ignore[misc]
             return
         self._closed = True
         # An app that waits in receive() would wait forever for a client that is gone without a word.
-        self.handler.deadline = min(self.handler.deadline, time.monotonic() + CLOSE_SECONDS)
+        connection = self.handler.connection
+        connection.deadline = min(connection.deadline, time.monotonic() + CLOSE_SECONDS)
         reason = message.encode("utf-8") if isinstance(message, str) else bytes(message)
         if len(reason) > MAX_REASON_BYTES:
             # Not in the middle of a character.

@@ -13,6 +13,7 @@ from geventwebsocket.exceptions import WebSocketError
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sticky_session.request import Limits, parse
 from sticky_session.websocket import (
     HandshakeError,
     WebSocket,
@@ -20,6 +21,7 @@ from sticky_session.websocket import (
     frame_header,
     is_valid_close_code,
     unmask,
+    wants_websocket,
 )
 
 MASK = b"\x01\xa2\x43\xf4"
@@ -73,6 +75,25 @@ def test_close_codes(code: int, valid: bool) -> None:
 # --- the handshake
 
 
+@pytest.mark.parametrize(
+    ("line", "fields", "wanted"),
+    [
+        ("GET / HTTP/1.1", "Upgrade: WebSocket\r\nConnection: keep-alive, Upgrade", True),
+        ("GET / HTTP/1.1", "Upgrade: websocket\r\nConnection: upgrade\r\nContent-Length: 0", True),
+        ("GET / HTTP/1.1", "Upgrade: websocket\r\nConnection: upgrade\r\nContent-Length: 1", False),
+        ("GET / HTTP/1.1", "Upgrade: websocket\r\nConnection: upgrade\r\nTransfer-Encoding: chunked", False),
+        ("GET / HTTP/1.1", "Upgrade: websocket\r\nConnection: keep-alive", False),
+        ("GET / HTTP/1.1", "Upgrade: websocket", False),
+        ("GET / HTTP/1.1", "Upgrade: h2c\r\nConnection: upgrade", False),
+        ("GET / HTTP/1.0", "Upgrade: websocket\r\nConnection: upgrade", False),
+        ("POST / HTTP/1.1", "Upgrade: websocket\r\nConnection: upgrade", False),
+    ],
+)
+def test_wants_websocket(line: str, fields: str, wanted: bool) -> None:
+    """RFC 6455 section 4.2.1; a request with a body is none, since its body would be taken for frames."""
+    assert wants_websocket(parse(f"{line}\r\nHost: a\r\n{fields}", Limits(0, 100, 0))) is wanted
+
+
 def handshake(key: str | None = "dGhlIHNhbXBsZSBub25jZQ==", version: str | None = "13") -> dict[str, str]:
     fields = {"HTTP_SEC_WEBSOCKET_KEY": key, "HTTP_SEC_WEBSOCKET_VERSION": version}
     return {name: value for name, value in fields.items() if value is not None}
@@ -113,34 +134,31 @@ def test_any_nonce(nonce: bytes) -> None:
 # --- a WebSocket whose client is a string of bytes
 
 
-class Output:
-    """What the server sent, as its socket."""
+@dataclass
+class FakeConnection:
+    """What a WebSocket wants of its connection."""
 
-    def __init__(self) -> None:
-        self.sent = bytearray()
+    rfile: io.BytesIO
+    sent: bytearray = field(default_factory=bytearray)
+    deadline: float = float("inf")
 
-    def sendall(self, data: bytes) -> None:
+    def send(self, data: bytes) -> None:
         self.sent += data
-
-    def fileno(self) -> int:
-        return -1
 
 
 @dataclass
 class FakeHandler:
     """What a WebSocket wants of its HTTP handler."""
 
-    rfile: io.BytesIO
-    socket: Output = field(default_factory=Output)
+    connection: FakeConnection
     accepted: str = ""
-    deadline: float = float("inf")
 
     def send_upgrade(self, accept: str) -> None:
         self.accepted = accept
 
 
 def websocket(data: bytes, max_bytes: int = 1000) -> tuple[WebSocket, FakeHandler]:
-    handler: Any = FakeHandler(io.BytesIO(data))
+    handler: Any = FakeHandler(FakeConnection(io.BytesIO(data)))
     return WebSocket({}, handler, "accepted", max_bytes), handler
 
 
@@ -158,7 +176,7 @@ def fragments(opcode: int, *payloads: bytes) -> bytes:
 
 def close_code(handler: FakeHandler) -> int | None:
     """The code of the close frame that the server sent last."""
-    sent = bytes(handler.socket.sent)
+    sent = bytes(handler.connection.sent)
     return struct.unpack("!H", sent[-2:])[0] if sent[-4:-2] == b"\x88\x02" else None
 
 
@@ -244,7 +262,7 @@ def test_ping(data: bytes) -> None:
     """A ping is answered with a pong that has the same bytes, before the next message is given out."""
     socket, handler = websocket(frame(9, data) + frame(1, b"a"))
     assert socket.receive() == "a"
-    assert bytes(handler.socket.sent) == bytes((0x8A, len(data))) + data
+    assert bytes(handler.connection.sent) == bytes((0x8A, len(data))) + data
 
 
 @pytest.mark.parametrize("cut", range(1, 12))
@@ -253,7 +271,7 @@ def test_connection_ends_in_frame(cut: int) -> None:
     socket, handler = websocket(frame(1, b"hello!")[:cut])
     assert socket.receive() is None
     assert socket.closed
-    assert handler.socket.sent == b""
+    assert handler.connection.sent == b""
 
 
 @given(data=st.binary(max_size=100), max_bytes=st.integers(0, 50))
@@ -288,7 +306,7 @@ def test_send(message: object, binary: bool | None, sent: bytes) -> None:
     """Text goes out as text, bytes as binary, unless the app says otherwise; as with gevent-websocket."""
     socket, handler = websocket(b"")
     socket.send(message, binary)
-    assert handler.socket.sent == sent
+    assert handler.connection.sent == sent
 
 
 def test_first_use_accepts() -> None:
@@ -304,7 +322,7 @@ def test_close_once() -> None:
     socket, handler = websocket(b"")
     socket.close(4000, "x" * 200)
     socket.close()
-    assert bytes(handler.socket.sent) == b"\x88\x7d\x0f\xa0" + b"x" * 123
+    assert bytes(handler.connection.sent) == b"\x88\x7d\x0f\xa0" + b"x" * 123
 
 
 @pytest.mark.parametrize("reason", ["é" * 100, "x" + "é" * 100])
@@ -312,8 +330,8 @@ def test_close_reason_is_text(reason: str) -> None:
     """A reason that is too long is cut between characters, since it must be valid UTF-8."""
     socket, handler = websocket(b"")
     socket.close(1000, reason)
-    assert reason.startswith(handler.socket.sent[4:].decode())
-    assert len(handler.socket.sent) <= 2 + 125
+    assert reason.startswith(handler.connection.sent[4:].decode())
+    assert len(handler.connection.sent) <= 2 + 125
 
 
 def test_send_after_close() -> None:

@@ -1,6 +1,7 @@
 """A WSGI app that answers in every way the protocol allows, and in some that it doesn't."""
 
 import asyncio
+import errno
 import socket
 from urllib.parse import parse_qs
 
@@ -25,6 +26,13 @@ def never_starts():
     yield b"never"
 
 
+def thinks():
+    """A stream that is silent for a while."""
+    yield b"one"
+    gevent.sleep(3)
+    yield b"two"
+
+
 def read_late(environ):
     yield b"first"
     yield environ["wsgi.input"].read()
@@ -43,6 +51,7 @@ FIXED = {
     "/unread": ("200 OK", [("Content-Length", "6")], lambda: [b"unread"]),
     "/unread-list": ("200 OK", [], lambda: [b"unread"]),
     "/unread-generator": ("200 OK", [], lambda: pieces(b"unread")),
+    "/thinks": ("200 OK", [], thinks),
     "/late": ("200 OK", [], breaks_off),
     "/late-sized": ("200 OK", [("Content-Length", "10")], breaks_off),
     "/early": ("200 OK", [("Content-Length", "10")], never_starts),
@@ -53,6 +62,11 @@ FIXED = {
     "/passes-on": ("200 OK", [("Transfer-Encoding", "chunked")], lambda: pieces(b"one")),
     "/passes-on-list": ("200 OK", [("Transfer-Encoding", "chunked")], lambda: [b"one"]),
     "/says-close": ("200 OK", [("Connection", "close"), ("Content-Length", "2")], lambda: [b"ok"]),
+    "/says-close-in-other-words": (
+        "200 OK",
+        [("Connection", "Keep-Alive, Close"), ("Content-Length", "2")],
+        lambda: [b"ok"],
+    ),
     "/says-keep-alive": ("200 OK", [("Connection", "keep-alive")], lambda: [b"ok"]),
 }
 
@@ -71,6 +85,13 @@ def app(environ, start_response):
         raise gevent.Timeout(1)
     elif path == "/cancelled":
         raise asyncio.CancelledError
+    elif path == "/reset":
+        raise ConnectionResetError(errno.ECONNRESET, "the app's database has gone")
+    elif path == "/wrapped":
+        try:
+            body = environ["wsgi.input"].read()
+        except OSError as error:
+            raise OSError("the app's framework could not read the body") from error
     elif path == "/read-late":
         start_response("200 OK", [])
         return read_late(environ)

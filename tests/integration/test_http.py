@@ -138,9 +138,10 @@ def test_connection_close(wire: Wire, path: str) -> None:
     assert_closed(wire, wire.get(path, "Connection: close"))
 
 
-def test_app_says_close(wire: Wire) -> None:
-    """An app's own Connection: close is true."""
-    assert_closed(wire, wire.get("/says-close"))
+@pytest.mark.parametrize("path", ["/says-close", "/says-close-in-other-words"])
+def test_app_says_close(wire: Wire, path: str) -> None:
+    """An app's own Connection: close is true, in capitals and among others too."""
+    assert_closed(wire, wire.get(path))
 
 
 def test_app_says_keep_alive(wire: Wire) -> None:
@@ -210,7 +211,8 @@ def test_too_little(wire: Wire) -> None:
 
 
 @pytest.mark.parametrize(
-    "path", ["/boom", "/early", "/no-start", "/no-start-empty", "/text", "/split", "/time-limit", "/cancelled"]
+    "path",
+    ["/boom", "/early", "/no-start", "/no-start-empty", "/text", "/split", "/time-limit", "/cancelled", "/reset"],
 )
 def test_raise_before_first_byte(server: Server, wire: Wire, path: str) -> None:
     """An app that fails before it has said anything is a 500, and its traceback is in the log."""
@@ -299,6 +301,15 @@ def test_bad_chunks(wire: Wire, chunks: bytes) -> None:
     """RFC 9112 section 7.1: chunks that don't add up are 400 and the end, and no error of ours."""
     wire.send("POST /echo HTTP/1.1", "Host: a", "Transfer-Encoding: chunked", body=chunks)
     wire.sock.shutdown(socket.SHUT_WR)
+    answer = wire.answer()
+    assert answer.status == 400
+    assert_closed(wire, answer)
+
+
+@pytest.mark.usefixtures("_unharmed")
+def test_bad_chunks_in_framework(wire: Wire) -> None:
+    """A framework that makes an error of its own of what the body raises (Django does) changes nothing."""
+    wire.send("POST /wrapped HTTP/1.1", "Host: a", "Transfer-Encoding: chunked", body=b"x\r\n")
     answer = wire.answer()
     assert answer.status == 400
     assert_closed(wire, answer)
@@ -406,6 +417,18 @@ def test_body_breaks_off(server: Server) -> None:
         wire.get()
         wire.get("/env", "User-Agent: afterwards")
     server.wait_for("afterwards", after=mark)
+    assert not server.find("Traceback", after=mark)
+
+
+def test_reset_in_body(server: Server) -> None:
+    """A client that resets its connection in the middle of its body is no error of the app's either."""
+    mark = server.mark()
+    with Wire(server.port) as wire:
+        wire.send("POST /echo HTTP/1.1", "Host: a", "Content-Length: 1000", "Expect: 100-continue")
+        assert wire.answer().status == 100
+        wire.sock.sendall(b"x" * 10)
+        wire.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    server.wait_for('"POST /echo HTTP/1.1" 400', after=mark)
     assert not server.find("Traceback", after=mark)
 
 

@@ -100,6 +100,14 @@ def test_no_handshake(server: Server, line: str, replaced: str, by: str) -> None
         assert wire.answer().status == 200
 
 
+def test_handshake_with_body(server: Server) -> None:
+    """A body is not taken for frames: a request for an upgrade that has one is a plain request."""
+    with Wire(server.port) as wire:
+        wire.send("GET /echo HTTP/1.1", *HANDSHAKE, "Content-Length: 3", body=b"abc")
+        answer = wire.answer()
+        assert (answer.status, answer.body) == (200, b"abc")
+
+
 @pytest.mark.parametrize("connection", ["keep-alive, Upgrade", "UPGRADE", "upgrade,keep-alive"])
 def test_connection_field(server: Server, connection: str) -> None:
     """The word Upgrade may stand among others, in any case."""

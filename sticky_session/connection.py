@@ -1,0 +1,310 @@
+"""One connection of the worker: its phases and deadlines, what is read from it, what is sent on it, and its end.
+
+A connection is always in one phase. Until a request's head has been read whole it has a deadline, and the server's
+sweep ends the connections that are past theirs, so no timer is made for a request:
+
+    NEW, IDLE --first byte--> HEAD --empty line--> BUSY --response sent--> IDLE (kept alive) or closed
+     |    |                    |
+     |    past keep-alive:     past head_seconds:
+     |    closed               408, closed
+     past head_seconds: closed
+
+While the app thinks, a busy connection may stay as it is for ever. But in the middle of something that is sent or of a
+request's body the client has to go on taking or sending: after STALL_SECONDS without a byte the connection ends.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import enum
+import errno
+import fcntl
+import struct
+import termios
+import time
+from socket import MSG_DONTWAIT, MSG_PEEK, SHUT_RDWR, SHUT_WR, SO_LINGER, SOL_SOCKET
+from typing import TYPE_CHECKING, Any
+
+import gevent
+
+from sticky_session.body import Body
+from sticky_session.environ import request_environ
+from sticky_session.handler import Handler
+from sticky_session.headreader import read_head
+from sticky_session.request import BadRequest, error_response, parse
+from sticky_session.websocket import SERVICE_RESTART, WebSocket
+
+if TYPE_CHECKING:
+    from sticky_session.server import Server
+
+# How long the client may take or send nothing in the middle of a response, a WebSocket's frame or a request's body.
+STALL_SECONDS = 60.0
+# How long the client may go on sending after an answer that ends the connection early.
+LINGER_SECONDS = 2.0
+# How long a retiring worker waits for the first request of a client that has just connected.
+FIRST_REQUEST_SECONDS = 2.0
+# After so many requests on a connection the others get their turn: a client that sends without waiting for responses
+# never makes its greenlet wait.
+TURN_REQUESTS = 16
+# Sent at once over TLS, which takes all of it before it says that it has taken anything.
+TLS_PIECE_BYTES = 64 * 1024
+
+# The deadline of a connection that has none.
+FOREVER = float("inf")
+_NOTHING: frozenset[str] = frozenset()
+
+
+class Phase(enum.Enum):
+    """What a connection is waiting for."""
+
+    NEW = enum.auto()
+    IDLE = enum.auto()
+    HEAD = enum.auto()
+    BUSY = enum.auto()
+
+
+class Connection:
+    """Owns the socket of one client, reads its requests, and has them answered.
+
+    :param sock: gevent's socket, or its TLS socket
+    :param peer: ``(host, port, ...)``, or an empty string for a Unix socket's peer
+    :param base: the environ's share that is the same for all connections of a bind
+    :ivar deadline: when the sweep ends it
+    :ivar send_deadline: when a send that is under way has stalled, unless the sweep sees that the client takes bytes
+    :ivar trust: what the peer's forwarding headers mean; None if they don't count
+    :ivar websocket: what the connection has become, if the app uses it
+    :ivar unread: whether the client may have sent something that is not going to be read
+    :ivar gone: whether sending has failed
+    """
+
+    __slots__ = (
+        "_queued",
+        "_routing",
+        "base",
+        "deadline",
+        "gone",
+        "peer",
+        "phase",
+        "rfile",
+        "send_deadline",
+        "server",
+        "socket",
+        "trust",
+        "unread",
+        "websocket",
+    )
+
+    def __init__(self, sock: Any, peer: Any, server: Server, base: dict[str, Any]) -> None:
+        self.socket = sock
+        self.rfile = sock.makefile("rb", -1)
+        self.peer = peer
+        self.server = server
+        self.base = base
+        self.phase = Phase.NEW
+        self.deadline = time.monotonic() + server.head_seconds
+        self.send_deadline = FOREVER
+        self.trust = server.trust if server.trust.trusts(peer) else None
+        self.websocket: WebSocket | None = None
+        self.unread = False
+        self.gone = False
+        self._routing = server.routing()
+        self._queued = 0
+
+    # --- requests
+
+    def serve(self) -> None:
+        """Serve requests until the connection ends."""
+        handler = Handler(self)
+        served = 0
+        self.server.connections.add(self)
+        try:
+            while self._serve_one(handler):
+                served += 1
+                if served % TURN_REQUESTS == 0:
+                    gevent.sleep(0)
+                self.phase = Phase.IDLE
+                self.deadline = time.monotonic() + self.server.keepalive_seconds
+                if not self.server.worker.alive:
+                    self.unread = self._has_input()
+                    break
+        finally:
+            self.server.connections.discard(self)
+            self._close()
+
+    def _serve_one(self, handler: Handler) -> bool:
+        """Serve the next request.
+
+        :returns: whether another may follow
+        """
+        try:
+            if not self.rfile.peek(1):
+                return False
+            self.phase = Phase.HEAD
+            self.deadline = time.monotonic() + self.server.head_seconds
+            raw = read_head(self.rfile, self.server.limits)
+            if raw is None:
+                return False
+            # Nothing has been done with the request up to here; what follows it is in rfile's buffer, or still to come.
+            allowed = _NOTHING if self.trust is None else self.trust.header_names
+            head = parse(str(raw[:-4], "latin-1"), self.server.limits, self.server.underscores, allowed)
+            environ = request_environ(self.base, head, self.peer, self.trust)
+        except BadRequest as error:
+            self._refuse(error)
+            return False
+        except OSError:
+            return False
+        self.phase = Phase.BUSY
+        self.deadline = FOREVER
+        has_body = head.chunked or bool(head.content_length)
+        if has_body:
+            self.socket.settimeout(STALL_SECONDS)
+        body = Body(
+            self.rfile,
+            head.content_length or 0,
+            chunked=head.chunked,
+            invite=handler.invite_body if head.expects_continue else None,
+        )
+        self.server.worker.count_request()
+        keep = handler.respond(head, environ, body)
+        if has_body:
+            keep = keep and self._discard(body)
+            self.unread = self.unread or body.left > 0
+            self.socket.settimeout(None)
+        if not keep and head.keep_alive and not self.unread:
+            # The client did not expect it, and may have sent its next request already.
+            self.unread = self._has_input()
+        return keep
+
+    def _discard(self, body: Body) -> bool:
+        """Throw away what the app has left of the body.
+
+        :returns: whether the next request is what comes next
+        """
+        # The response is out: nothing can be said to a client that is slow now.
+        self.phase = Phase.IDLE
+        self.deadline = time.monotonic() + self.server.head_seconds
+        try:
+            body.discard()
+        except OSError:
+            return False
+        return True
+
+    def _refuse(self, error: BadRequest) -> None:
+        self.phase = Phase.BUSY
+        self.deadline = FOREVER
+        self.unread = True
+        self.server.log_invalid(self.peer, error)
+        with contextlib.suppress(OSError):
+            self.send(error_response(error.status))
+
+    # --- sending
+
+    def send(self, data: bytes) -> None:
+        """Send all of it, however long the client takes, as long as it goes on taking.
+
+        :raises OSError: the client is gone, or has stalled
+        """
+        left = memoryview(data)
+        most = TLS_PIECE_BYTES if self.server.secure else len(left)
+        try:
+            while left:
+                self.send_deadline = time.monotonic() + STALL_SECONDS
+                try:
+                    left = left[self.socket.send(left[:most]) :]
+                except TimeoutError:
+                    # The socket's timeout is for the request's body. The sweep knows better what a client takes.
+                    continue
+        except OSError:
+            self.gone = True
+            raise
+        finally:
+            self.send_deadline = FOREVER
+
+    # --- deadlines
+
+    def check(self, now: float) -> None:
+        """End the connection if a deadline has passed. Called by the sweep, where there may be something to do."""
+        if self.deadline < now:
+            self.deadline = FOREVER
+            self.expire()
+            return
+        # ValueError: an app may have closed the socket.
+        with contextlib.suppress(OSError, ValueError):
+            # The kernel lets us send again only when it has room for much, and a slow client may take long to make it.
+            queued = self._bytes_in_kernel()
+            if queued != self._queued:
+                self._queued = queued
+                self.send_deadline = now + STALL_SECONDS
+            elif self.send_deadline < now:
+                # With a reset: the kernel would keep for long what the client doesn't take, and a response without a
+                # length must not look like a whole one.
+                self._sock.setsockopt(SOL_SOCKET, SO_LINGER, struct.pack("ii", 1, 0))
+                self._sock.shutdown(SHUT_RDWR)
+
+    def expire(self) -> None:
+        """Nothing came in time: end the connection. The greenlet that reads from it sees its end."""
+        sock = self._sock
+        if self.phase is Phase.HEAD and not self.server.secure:
+            with contextlib.suppress(OSError):
+                sock.send(error_response(408))
+        with contextlib.suppress(OSError):
+            sock.shutdown(SHUT_RDWR)
+
+    def retire(self) -> None:
+        """The worker retires: end what the client can begin again elsewhere, let the rest finish."""
+        if self.websocket is not None and self.websocket.opened:
+            gevent.spawn(self.websocket.close, SERVICE_RESTART)
+            # A client that does not answer the close frame is not waited for any longer than that.
+            self.deadline = time.monotonic() + LINGER_SECONDS
+        elif self.phase is Phase.NEW:
+            # Its request may be on the way, and a client sends a connection's first request only once.
+            self.deadline = min(self.deadline, time.monotonic() + FIRST_REQUEST_SECONDS)
+        elif self.phase is Phase.IDLE and not self._has_input():
+            self.expire()
+
+    @property
+    def moved(self) -> bool:
+        """Whether clients have moved to or from this worker since it began: its next connection finds out."""
+        return self._routing != self.server.routing()
+
+    @property
+    def _sock(self) -> Any:
+        """The standard library's socket under gevent's: its methods never wait, and leave TLS alone."""
+        return getattr(self.socket, "_sock", self.socket)
+
+    def _bytes_in_kernel(self) -> int:
+        """How much of what was sent the client's side has not acknowledged; SIOCOUTQ in tcp(7) and unix(7)."""
+        answer = fcntl.ioctl(self._sock.fileno(), termios.TIOCOUTQ, bytes(4))
+        size: int = struct.unpack("i", answer)[0]
+        return size
+
+    def _has_input(self) -> bool:
+        """Whether something has arrived that nobody has read yet, or the client has closed."""
+        try:
+            self._sock.recv(1, MSG_PEEK | MSG_DONTWAIT)
+        except OSError as error:
+            return error.errno != errno.EAGAIN
+        return True
+
+    # --- the end
+
+    def _close(self) -> None:
+        if self.unread:
+            with contextlib.suppress(OSError):
+                self._linger()
+        with contextlib.suppress(OSError):
+            self.rfile.close()
+            self.socket.close()
+
+    def _linger(self) -> None:
+        """Let the client read the answer: closing with bytes unread would reset the connection.
+
+        RFC 9112 section 9.6.
+        """
+        if not self.server.secure:
+            self.socket.shutdown(SHUT_WR)
+        deadline = time.monotonic() + LINGER_SECONDS
+        self.socket.settimeout(LINGER_SECONDS)
+        while time.monotonic() < deadline and self.socket.recv(65536):
+            # A client that is fast would not let anybody else have a turn.
+            gevent.sleep(0)
