@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from ipaddress import ip_address
-from socket import AF_INET, AF_INET6, inet_pton
+from socket import AF_INET, AF_INET6, inet_ntop, inet_pton
 
 _MAPPED = b"\0" * 10 + b"\xff\xff"  # ::ffff:0:0/96, RFC 4291 section 2.5.5.2
 
@@ -22,12 +21,22 @@ def pack(address: str) -> bytes:
         packed = inet_pton(AF_INET6, address.partition("%")[0])
     except (OSError, ValueError):
         raise ValueError(f"{address!r} is no IP address; expected one like 192.0.2.1 or 2001:db8::1") from None
-    return packed[12:] if packed.startswith(_MAPPED) else packed
+    return unmap(packed)
+
+
+def unmap(packed: bytes) -> bytes:
+    """The 4 bytes of the IPv4 address that 16 bytes stand for; any other bytes as they are."""
+    return packed[12:] if len(packed) == 16 and packed.startswith(_MAPPED) else packed
 
 
 def unpack(packed: bytes) -> str:
-    """The text of 4 or 16 bytes in network byte order, the inverse of :func:`pack`."""
-    return str(ip_address(packed))
+    """The text of 4 or 16 bytes in network byte order, the inverse of :func:`pack`.
+
+    IPv6 is written as the system writes it (RFC 5952), so that it compares with the peer's address of a socket.
+
+    :raises ValueError: it is neither 4 nor 16 bytes
+    """
+    return inet_ntop(AF_INET if len(packed) == 4 else AF_INET6, packed)
 
 
 class Masks:

@@ -41,7 +41,7 @@ from sticky_session.generation import Generation, Seat
 from sticky_session.handoff import close
 from sticky_session.listener import Listener
 from sticky_session.listeners import Listeners
-from sticky_session.settings import check_settings, options_of
+from sticky_session.settings import check_settings, options_of, warnings
 from sticky_session.succession import Succession
 from sticky_session.upgrade import Upgrade
 
@@ -139,7 +139,10 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
             gevent.get_hub().loop.reset_sigchld()
 
     def _new_generation(self) -> Generation:
-        return Generation(copy.copy(self.app), options_of(self.cfg), self.num_workers, list(self.LISTENERS))
+        generation = Generation(copy.copy(self.app), options_of(self.cfg), self.num_workers, list(self.LISTENERS))
+        for warning in warnings(self.cfg, generation.binds):
+            self.log.warning("%s", warning)
+        return generation
 
     # --- gunicorn's loop
 

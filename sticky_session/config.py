@@ -6,22 +6,21 @@ the docs are all made from :data:`OPTIONS`.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
 from sticky_session.errors import OptionError
+from sticky_session.forwarded import ClientHeader, parse_hop, parse_name
 
 
-@dataclass(frozen=True)
-class Option:
-    """One option: its name, its bounds (both allowed), unit, default, and help text."""
+@dataclass(frozen=True, kw_only=True)
+class Option(ABC):
+    """One option: its name, default, unit, and help text."""
 
     name: str
-    type: type[int] | type[float]
-    low: float
-    high: float
-    default: int | float
+    default: int | float | str
     unit: str
     help: str
     flag: str
@@ -36,26 +35,103 @@ class Option:
         """The name of the option as a gunicorn setting, also in gunicorn's configuration file."""
         return f"sticky_{self.name}"
 
-    def parse(self, value: object, origin: str) -> int | float:
+    @property
+    @abstractmethod
+    def meta(self) -> str:
+        """What stands for the value in a command's help."""
+
+    @property
+    @abstractmethod
+    def values(self) -> str:
+        """What values there are, in words."""
+
+    @abstractmethod
+    def convert(self, value: object) -> int | float | str:
+        """Turn text or a number into the option's value.
+
+        :raises ValueError: it can't be used
+        """
+
+    def parse(self, value: object, origin: str) -> int | float | str:
         """Turn text or a number into the option's value.
 
         :param origin: where the value came from, for the error message
-        :raises OptionError: it is no such number, or out of bounds
+        :raises OptionError: it can't be used
         """
         try:
-            number = self.type(str(value))
-            if not self.low <= number <= self.high:
-                raise ValueError
+            return self.convert(value)
         except (TypeError, ValueError):
-            kind = "a whole number" if self.type is int else "a number"
-            raise OptionError(
-                f"{origin}={value}: expected {kind} from {self.low} to {self.high} ({self.unit})"
-            ) from None
+            raise OptionError(f"{origin}={value}: expected {self.values} ({self.unit})") from None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Number(Option):
+    """An option with bounds, both allowed."""
+
+    type: type[int] | type[float]
+    low: float
+    high: float
+    default: int | float
+
+    @property
+    def meta(self) -> str:
+        """INT or FLOAT."""
+        return self.type.__name__.upper()
+
+    @property
+    def values(self) -> str:
+        """The kind of number, and its bounds."""
+        kind = "a whole number" if self.type is int else "a number"
+        return f"{kind} from {self.low} to {self.high}"
+
+    def convert(self, value: object) -> int | float:
+        """The number, if it is within the bounds."""
+        number = self.type(str(value))
+        if not self.low <= number <= self.high:
+            raise ValueError
         return number
 
 
+@dataclass(frozen=True, kw_only=True)
+class Choice(Option):
+    """An option whose values are words.
+
+    :ivar expected: what values there are, in words
+    :ivar check: returns the value in its one spelling, or raises ValueError
+    """
+
+    expected: str
+    check: Callable[[str], str]
+    default: str
+
+    @property
+    def meta(self) -> str:
+        """What the value is."""
+        return self.name.rpartition("_")[2].upper()
+
+    @property
+    def values(self) -> str:
+        """The words."""
+        return self.expected
+
+    def convert(self, value: object) -> str:
+        """The word, in its one spelling."""
+        return self.check(str(value))
+
+
+def _header_name(text: str) -> str:
+    return text.lower() if text.lower() == OFF else parse_name(text)
+
+
+def _hop(text: str) -> str:
+    return str(parse_hop(text.lower()))
+
+
+# The client_header that is none.
+OFF = "off"
+
 OPTIONS: tuple[Option, ...] = (
-    Option(
+    Number(
         name="partitions",
         type=int,
         low=1,
@@ -66,7 +142,7 @@ OPTIONS: tuple[Option, ...] = (
         "Changing it moves most clients to another worker.",
         flag="--sticky-partitions",
     ),
-    Option(
+    Number(
         name="seed",
         type=int,
         low=0,
@@ -77,7 +153,7 @@ OPTIONS: tuple[Option, ...] = (
         "by choosing their address.",
         flag="--sticky-seed",
     ),
-    Option(
+    Number(
         name="ipv4_prefix",
         type=int,
         low=0,
@@ -87,7 +163,7 @@ OPTIONS: tuple[Option, ...] = (
         help="How many leading bits of an IPv4 address count: 24 keeps a whole /24 network on one worker.",
         flag="--sticky-ipv4-prefix",
     ),
-    Option(
+    Number(
         name="ipv6_prefix",
         type=int,
         low=0,
@@ -97,7 +173,7 @@ OPTIONS: tuple[Option, ...] = (
         help="How many leading bits of an IPv6 address count: privacy addresses change within the /64.",
         flag="--sticky-ipv6-prefix",
     ),
-    Option(
+    Number(
         name="queue_size",
         type=int,
         low=0,
@@ -108,7 +184,7 @@ OPTIONS: tuple[Option, ...] = (
         "the next ones get 503.",
         flag="--sticky-queue-size",
     ),
-    Option(
+    Number(
         name="failover_seconds",
         type=float,
         low=0,
@@ -118,7 +194,7 @@ OPTIONS: tuple[Option, ...] = (
         help="How long a slot may be without a worker before its clients go to other slots, until it is back.",
         flag="--sticky-failover",
     ),
-    Option(
+    Number(
         name="head_seconds",
         type=float,
         low=0.1,
@@ -129,7 +205,7 @@ OPTIONS: tuple[Option, ...] = (
         "one that sends nothing, or does not finish its TLS handshake, is just closed.",
         flag="--sticky-head-timeout",
     ),
-    Option(
+    Number(
         name="message_bytes",
         type=int,
         low=0,
@@ -139,6 +215,27 @@ OPTIONS: tuple[Option, ...] = (
         help="The largest WebSocket message taken, larger ones end with close code 1009. "
         "0: the Engine.IO server's max_http_buffer_size, or 1000000 if the app has none.",
         flag="--sticky-message-bytes",
+    ),
+    Choice(
+        name="client_header",
+        expected="the name of a header field, or off",
+        check=_header_name,
+        default="X-Forwarded-For",
+        unit="header field",
+        help="Where a proxy that forwarded_allow_ips names, or the peer on a Unix socket, says who its client is; "
+        "Forwarded is read as in RFC 7239. off: nothing is read, and all its clients share a worker.",
+        flag="--sticky-client-header",
+    ),
+    Choice(
+        name="client_hop",
+        expected="first, last, or a whole number from 1 to 32",
+        check=_hop,
+        default="first",
+        unit="entry",
+        help="Which of the header's entries is the client: the first, the last, or the Nth from the end, behind "
+        "N proxies that each add one. Where a proxy appends to what clients send, the first can be forged; "
+        "all that it gives is a choice of worker.",
+        flag="--sticky-client-hop",
     ),
 )
 
@@ -155,6 +252,12 @@ class Options:
     failover_seconds: float
     head_seconds: float
     message_bytes: int
+    client_header: str
+    client_hop: str
+
+    def header(self) -> ClientHeader:
+        """The header that tells the client, and which of its entries does."""
+        return ClientHeader(self.client_header, parse_hop(self.client_hop))
 
     @classmethod
     def collect(cls, lookup: Callable[[Option], tuple[object, str] | None]) -> Options:

@@ -30,8 +30,10 @@ import gevent
 from sticky_session.body import Body
 from sticky_session.environ import request_environ
 from sticky_session.handler import Handler
+from sticky_session.handoff import Frame
 from sticky_session.headreader import read_head
-from sticky_session.request import BadRequest, error_response, parse
+from sticky_session.rehoming import Homes, no_room, reader
+from sticky_session.request import BadRequest, Head, error_response, parse
 from sticky_session.websocket import SERVICE_RESTART, WebSocket
 
 if TYPE_CHECKING:
@@ -68,10 +70,12 @@ class Connection:
 
     :param sock: gevent's socket, or its TLS socket
     :param peer: ``(host, port, ...)``, or an empty string for a Unix socket's peer
-    :param base: the environ's share that is the same for all connections of a bind
+    :param frame: as it has come
     :ivar deadline: when the sweep ends it
     :ivar send_deadline: when a send that is under way has stalled, unless the sweep sees that the client takes bytes
+    :ivar client: the peer, or who the PROXY protocol says is behind it
     :ivar trust: what the peer's forwarding headers mean; None if they don't count
+    :ivar homes: where the requests of a trusted peer belong; None if all of them stay here
     :ivar websocket: what the connection has become, if the app uses it
     :ivar unread: whether the client may have sent something that is not going to be read
     :ivar gone: whether sending has failed
@@ -80,9 +84,11 @@ class Connection:
     __slots__ = (
         "_queued",
         "_routing",
-        "base",
+        "bind",
+        "client",
         "deadline",
         "gone",
+        "homes",
         "peer",
         "phase",
         "rfile",
@@ -94,16 +100,18 @@ class Connection:
         "websocket",
     )
 
-    def __init__(self, sock: Any, peer: Any, server: Server, base: dict[str, Any]) -> None:
+    def __init__(self, sock: Any, peer: Any, frame: Frame, server: Server) -> None:
         self.socket = sock
-        self.rfile = sock.makefile("rb", -1)
+        self.rfile = reader(sock, frame.data) if frame.data else sock.makefile("rb", -1)
         self.peer = peer
+        self.client = frame.address or peer
         self.server = server
-        self.base = base
+        self.bind = frame.bind
         self.phase = Phase.NEW
         self.deadline = time.monotonic() + server.head_seconds
         self.send_deadline = FOREVER
-        self.trust = server.trust if server.trust.trusts(peer) else None
+        self.trust = server.trust if peer in server.trust.peers else None
+        self.homes = server.homes if self.trust is not None else None
         self.websocket: WebSocket | None = None
         self.unread = False
         self.gone = False
@@ -144,10 +152,15 @@ class Connection:
             raw = read_head(self.rfile, self.server.limits)
             if raw is None:
                 return False
-            # Nothing has been done with the request up to here; what follows it is in rfile's buffer, or still to come.
             allowed = _NOTHING if self.trust is None else self.trust.header_names
             head = parse(str(raw[:-4], "latin-1"), self.server.limits, self.server.underscores, allowed)
-            environ = request_environ(self.base, head, self.peer, self.trust)
+            application = self.server.application
+            # Nothing has been done with the request up to here; what follows it is in rfile's buffer, or still to come.
+            if self.homes is not None and (target := self._elsewhere(self.homes, head)) is not None:
+                if self._move(self.homes, target, raw, head):
+                    return False
+                application = no_room
+            environ = request_environ(self.server.bases[self.bind], head, self.client, self.trust)
         except BadRequest as error:
             self._refuse(error)
             return False
@@ -165,7 +178,7 @@ class Connection:
             invite=handler.invite_body if head.expects_continue else None,
         )
         self.server.worker.count_request()
-        keep = handler.respond(head, environ, body)
+        keep = handler.respond(head, environ, body, application)
         if has_body:
             keep = keep and self._discard(body)
             self.unread = self.unread or body.left > 0
@@ -174,6 +187,28 @@ class Connection:
             # The client did not expect it, and may have sent its next request already.
             self.unread = self._has_input()
         return keep
+
+    def _elsewhere(self, homes: Homes, head: Head) -> int | None:
+        """The slot that the request belongs to; None if it is to be served here."""
+        target = homes.target(head.environ, self.peer)
+        if target == homes.slot:
+            return None
+        # If both workers retire, nobody may ever read what is sent to the other.
+        return target if self.server.worker.alive or homes.is_served(target) else None
+
+    def _move(self, homes: Homes, target: int, raw: bytes, head: Head) -> bool:
+        """Send the connection to the slot that the request belongs to.
+
+        :param raw: the request's head as it was sent
+        :returns: whether it has gone
+        """
+        # What has arrived already goes with it; nothing is waited for.
+        self.socket.settimeout(0.0)
+        buffered = self.rfile.peek()
+        gone = homes.send(target, self.socket.fileno(), self.bind, raw + buffered, head.environ)
+        if not gone:
+            self.socket.settimeout(None)
+        return gone
 
     def _discard(self, body: Body) -> bool:
         """Throw away what the app has left of the body.
@@ -193,7 +228,7 @@ class Connection:
         self.phase = Phase.BUSY
         self.deadline = FOREVER
         self.unread = True
-        self.server.log_invalid(self.peer, error)
+        self.server.log_invalid(self.client, error)
         with contextlib.suppress(OSError):
             self.send(error_response(error.status))
 
@@ -265,7 +300,7 @@ class Connection:
     @property
     def moved(self) -> bool:
         """Whether clients have moved to or from this worker since it began: its next connection finds out."""
-        return self._routing != self.server.routing()
+        return self.homes is None and self._routing != self.server.routing()
 
     @property
     def _sock(self) -> Any:

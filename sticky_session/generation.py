@@ -39,6 +39,8 @@ class Generation:
     def __post_init__(self) -> None:
         self.binds = [(listening.FAMILY, listening.getsockname()) for listening in self.sockets]
         self.table = Table(self.capacity)
+        # To the listener: a worker that doesn't have a client's own channel sends its connection there.
+        self.returns = Channel()
         self.grow(self.ring_size)
 
     @property
@@ -65,6 +67,7 @@ class Generation:
         """Close channels and table in this process; the sockets may be another generation's, too."""
         for channel in self.channels:
             channel.close()
+        self.returns.close()
         self.table.close()
 
 
@@ -82,7 +85,7 @@ class Seat:
     @property
     def channel(self) -> _socket.socket:
         """The worker's end of the slot's channel."""
-        return self.generation.channels[self.slot].worker_end
+        return self.generation.channels[self.slot].receiving_end
 
     @property
     def has_connections(self) -> bool:
@@ -100,8 +103,8 @@ class Seat:
         wake(self.doorbell)
 
     def close_others(self) -> None:
-        """Close what belongs to other slots, in a worker."""
+        """Close the ends that only other slots' workers, and the listener, read from, in a worker."""
+        self.generation.returns.receiving_end.close()
         for slot, channel in enumerate(self.generation.channels):
-            channel.listener_end.close()
             if slot != self.slot:
-                channel.worker_end.close()
+                channel.receiving_end.close()

@@ -52,22 +52,23 @@ class Handler(pywsgi.WSGIHandler):  # type: ignore[misc]
         # Not super().__init__(): it would make a reader of its own.
         self.connection = connection
         self.server = connection.server
-        self.application = self.server.application
         # How much of the promised body is still to come; None if nothing was promised.
         self._left: int | None = None
 
     # --- a request
 
-    def respond(self, head: Head, environ: dict[str, Any], body: Body) -> bool:
+    def respond(self, head: Head, environ: dict[str, Any], body: Body, application: Any) -> bool:
         """Run the app, and send what it answers.
 
         :param environ: without ``wsgi.input`` and ``gunicorn.sock``
+        :param application: the app
         :returns: whether the connection can be used after it
         """
         self.time_start = time.time()
         self.head = head
         self.body = body
         self.environ = environ
+        self.application = application
         environ["wsgi.input"] = body
         environ["gunicorn.sock"] = self.connection.socket
         self.close_connection = not head.keep_alive or not self.server.keepalive_seconds

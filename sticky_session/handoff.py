@@ -4,17 +4,19 @@ A frame is one message on a Unix SOCK_SEQPACKET channel: a small header, optiona
 bytes already read from it, and exactly one descriptor as SCM_RIGHTS ancillary data (unix(7), cmsg(3))::
 
     0      1        2          4      6        8            8+A        8+A+D
-    | kind | zero   | bind     | port | length | address    | data     |
+    | kind | use    | bind     | port | length | address    | data     |
       u8     u8       u16        u16    u16      A = 0, 4     D = length
                                                  or 16 bytes
              (network byte order)
 
 ``bind`` is the index of the listening socket that the connection came in on. ``kind`` is the address's length: 0
-where the peer's own address counts, which the worker asks the kernel for.
+where the peer's own address counts, which the worker asks the kernel for. ``use`` tells what the address is: 0 for one
+that takes the place of the peer's (PROXY protocol), 1 for one that the connection is only routed by (a header's).
 """
 
 from __future__ import annotations
 
+import errno
 from array import array
 from collections.abc import Callable
 from socket import CMSG_SPACE, MSG_CMSG_CLOEXEC, MSG_CTRUNC, MSG_DONTWAIT, SCM_RIGHTS, SOL_SOCKET
@@ -26,13 +28,17 @@ from gevent.monkey import get_original
 from sticky_session.address import pack, unpack
 from sticky_session.errors import StickySessionError
 
-_HEADER = Struct("!BxHHH")
+_HEADER = Struct("!BBHHH")
+_ROUTES_ONLY = 1
 _DESCRIPTOR = Struct("i")
 _RIGHTS_SPACE = CMSG_SPACE(_DESCRIPTOR.size)
 
 # gevent's os.close, which a preloaded app or listen() may have put in, leaves it to gevent's loop to close, and the
 # arbiter and the listener don't run that.
 close: Callable[[int], None] = get_original("os", "close")
+
+# unix(7), sendmsg(2): the frame can't be sent now, but perhaps later.
+CHANNEL_FULL = frozenset({errno.EAGAIN, errno.ETOOMANYREFS, errno.ENOBUFS, errno.ENOMEM})
 
 MAX_DATA_BYTES = 65535
 MAX_FRAME_BYTES = _HEADER.size + 16 + MAX_DATA_BYTES
@@ -43,12 +49,27 @@ class FrameError(StickySessionError):
 
 
 class Frame(NamedTuple):
-    """A received frame. ``address`` is ``(host, port)``, or None where the peer's own counts."""
+    """A received frame.
+
+    :ivar address: ``(host, port)`` in place of the peer's, or None
+    :ivar data: what has been read from the connection already
+    :ivar client: the host that it is routed by where that is neither the peer's nor ``address``
+    """
 
     descriptor: int
     bind: int
     address: tuple[str, int] | None
     data: bytes
+    client: str | None
+
+    @property
+    def host(self) -> str | None:
+        """The host that it is routed by; None for the peer's own."""
+        return self.address[0] if self.address else self.client
+
+    def encode(self, bind: int) -> bytes:
+        """The bytes of the same frame for another channel, where its listening socket may have another index."""
+        return encode(bind, self.address, self.data, self.client)
 
 
 class Socket(Protocol):
@@ -61,32 +82,39 @@ class Socket(Protocol):
     ) -> tuple[int, list[tuple[int, int, bytes]], int, object]: ...
 
 
-def encode(bind: int, address: tuple[str, int] | None = None, data: bytes = b"") -> bytes:
+def encode(bind: int, address: tuple[str, int] | None = None, data: bytes = b"", client: str | None = None) -> bytes:
     """The bytes of a frame.
 
     :param bind: index of the listening socket, 0 to 65535
-    :param address: the client's (host, port) if it is not the peer's
+    :param address: the client's (host, port) if it takes the place of the peer's
     :param data: bytes already read from the client, at most :data:`MAX_DATA_BYTES`
+    :param client: the host that it is routed by if it is neither the peer's nor ``address``
     """
-    if address is None:
-        return _HEADER.pack(0, bind, 0, len(data)) + data
-    packed = pack(address[0])
-    return _HEADER.pack(len(packed), bind, address[1], len(data)) + packed + data
+    if address is not None:
+        packed = pack(address[0])
+        return _HEADER.pack(len(packed), 0, bind, address[1], len(data)) + packed + data
+    if client is not None:
+        packed = pack(client)
+        return _HEADER.pack(len(packed), _ROUTES_ONLY, bind, 0, len(data)) + packed + data
+    return _HEADER.pack(0, 0, bind, 0, len(data)) + data
 
 
-def decode(message: bytes) -> tuple[int, tuple[str, int] | None, bytes]:
+def decode(message: bytes) -> tuple[int, tuple[str, int] | None, bytes, str | None]:
     """The inverse of :func:`encode`.
 
     :raises FrameError: it is no frame
     """
     if len(message) < _HEADER.size:
         raise FrameError(f"a frame of {len(message)} bytes; expected at least {_HEADER.size}")
-    kind, bind, port, length = _HEADER.unpack_from(message)
+    kind, use, bind, port, length = _HEADER.unpack_from(message)
     start = _HEADER.size + kind
     if kind not in (0, 4, 16) or len(message) != start + length:
         raise FrameError(f"a frame of {len(message)} bytes, address {kind}, data {length}; they don't add up")
-    address = (unpack(message[_HEADER.size : start]), port) if kind else None
-    return bind, address, message[start:]
+    data = message[start:]
+    if not kind:
+        return bind, None, data, None
+    host = unpack(message[_HEADER.size : start])
+    return (bind, None, data, host) if use == _ROUTES_ONLY else (bind, (host, port), data, None)
 
 
 def send(channel: Socket, message: bytes, descriptor: int) -> None:

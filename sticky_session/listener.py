@@ -32,8 +32,11 @@ from gevent.monkey import get_original
 
 from sticky_session import handoff
 from sticky_session.address import Masks
+from sticky_session.arrivals import Arrivals
 from sticky_session.generation import Generation
+from sticky_session.identify import Client, identification
 from sticky_session.refusal import Refusals, unavailable
+from sticky_session.request import error_response
 from sticky_session.ring import Ring
 from sticky_session.slots import wake
 
@@ -55,8 +58,6 @@ DROPPED = frozenset(
 )
 # The process or the machine has run out of something; it may be back in a moment.
 EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
-# unix(7), sendmsg(2): keep the connection and send it later.
-CHANNEL_FULL = frozenset({errno.EAGAIN, errno.ETOOMANYREFS, errno.ENOBUFS, errno.ENOMEM})
 
 # How many connections are accepted from one socket before the others get their turn.
 ACCEPT_BURST = 64
@@ -107,8 +108,10 @@ class Listener:
         self._ring = Ring(generation.ring_size, options.partitions, options.seed)
         self._masks = Masks(options.ipv4_prefix, options.ipv6_prefix)
         self._failover_seconds = options.failover_seconds
-        self._channels = [channel.listener_end for channel in generation.channels]
-        self._leftovers = [handoff.Receiver(channel.worker_end) for channel in generation.channels]
+        self._channels = [channel.sending_end for channel in generation.channels]
+        self._leftovers = [handoff.Receiver(channel.receiving_end) for channel in generation.channels]
+        self._returns = generation.returns.receiving_end
+        self._returned = handoff.Receiver(self._returns)
         self._lifeline = lifeline
         self._doorbell = doorbell
 
@@ -121,17 +124,24 @@ class Listener:
         response = None if generation.cfg.is_ssl else unavailable(1 + int(options.failover_seconds))
         self._refusals = Refusals(self._poll, response)
         # A raw accept(2) without a socket object around the descriptor: most of what accept() costs is that object.
-        self._listening: dict[int, tuple[Any, bytes]] = {}
+        self._listening: dict[int, tuple[Any, int]] = {}
         for index, sock in enumerate(generation.sockets):
             raw = _socket.socket(fileno=os.dup(sock.fileno()))
             raw.setblocking(False)
-            self._listening[raw.fileno()] = (raw, handoff.encode(index))
+            self._listening[raw.fileno()] = (raw, index)
+        # The frames of connections that nothing is to be said about.
+        self._plain = [handoff.encode(index) for index in range(len(generation.sockets))]
+        self._identification = identification(generation.cfg, options)
+        self._arrivals = Arrivals(
+            self._poll, self._identification, self._deliver_for, self._refuse, options.head_seconds, log
+        )
         self._waiting: list[deque[tuple[int, bytes, bytes]]] = [deque() for _ in self._channels]
         self._slot_of_channel = {channel.fileno(): slot for slot, channel in enumerate(self._channels)}
         # The slots whose channels epoll watches for room.
         self._watched: set[int] = set()
         self._any_empty = True
-        self._failed: frozenset[int] = frozenset()
+        # As the listener before has left it.
+        self._failed = self._table.failed(self._ring.workers)
         # The last time that no slot had a worker.
         self._none_until = 0.0
         self._resume_at: float | None = None
@@ -143,6 +153,7 @@ class Listener:
         """Accept and hand off until told to stop."""
         self._init_signals()
         self._poll.register(self._lifeline, _EPOLLIN)
+        self._poll.register(self._returns.fileno(), _EPOLLIN)
         for descriptor in self._listening:
             self._poll.register(descriptor, _EPOLLIN)
         self._look_at_slots(time.monotonic())
@@ -151,9 +162,9 @@ class Listener:
         self._log.info("Listener ready (pid:%s)", os.getpid())
         next_tick = next_beat = 0.0
         while self._stop is None:
-            busy = self._any_empty or self._resume_at or self._refusals or any(self._waiting)
-            for descriptor, _ in self._poll.poll(TICK_SECONDS if busy else BEAT_SECONDS):
-                self._dispatch(descriptor)
+            busy = self._any_empty or self._resume_at or self._refusals or self._arrivals or any(self._waiting)
+            for descriptor, events in self._poll.poll(TICK_SECONDS if busy else BEAT_SECONDS):
+                self._dispatch(descriptor, events)
             now = time.monotonic()
             if now >= next_tick:
                 self._tick(now)
@@ -200,12 +211,16 @@ class Listener:
 
     # --- the loop's turns
 
-    def _dispatch(self, descriptor: int) -> None:
+    def _dispatch(self, descriptor: int, events: int) -> None:
         listening = self._listening.get(descriptor)
         if listening is not None:
             self._accept(*listening, ACCEPT_BURST)
+        elif descriptor in self._arrivals:
+            self._arrivals.handle(descriptor, events)
         elif descriptor in self._slot_of_channel:
             self._flush(self._slot_of_channel[descriptor])
+        elif descriptor == self._returns.fileno():
+            self._take_back(self._returned, ACCEPT_BURST)
         elif descriptor in self._refusals:
             self._refusals.handle(descriptor)
         elif descriptor == self._signals:
@@ -217,6 +232,7 @@ class Listener:
     def _tick(self, now: float) -> None:
         self._look_at_slots(now)
         self._refusals.sweep(now)
+        self._arrivals.sweep(now)
         for slot, waiting in enumerate(self._waiting):
             if waiting and slot not in self._watched:
                 self._flush(slot)
@@ -227,9 +243,11 @@ class Listener:
 
     # --- accepting
 
-    def _accept(self, sock: Any, message: bytes, limit: int) -> None:
+    def _accept(self, sock: Any, bind: int, limit: int) -> None:
         """Accept and hand off until there is nothing left or ``limit`` is reached."""
         accept = sock._accept
+        message = self._plain[bind]
+        proxies = self._identification.peers
         key = self._masks.key
         slot_of = self._ring.slot
         for _ in range(limit):
@@ -248,12 +266,36 @@ class Listener:
                     self._pause(error)
                     return
                 raise
+            if peer in proxies:
+                self._arrivals.add(descriptor, peer, bind)
+                continue
             # IP peers are tuples; Unix-socket peers have no address that could tell them apart.
             affinity = key(peer[0]) if isinstance(peer, tuple) else b""
             slot = slot_of(affinity)
             if slot in self._failed:
-                slot = self._substitute(affinity)
+                slot = self._ring.slot_without(affinity, self._failed)
             self._deliver(slot, descriptor, message, affinity)
+
+    def _deliver_for(self, descriptor: int, peer: Any, bind: int, client: Client) -> None:
+        """Hand off a connection whose client is known now."""
+        if client.host is None:
+            host = peer[0] if isinstance(peer, tuple) else ""
+            message = self._plain[bind]
+        elif client.port is None:
+            host = client.host
+            message = handoff.encode(bind, client=host)
+        else:
+            host = client.host
+            message = handoff.encode(bind, (host, client.port))
+        affinity = self._masks.key(host)
+        self._deliver(self._ring.slot_without(affinity, self._failed), descriptor, message, affinity)
+
+    def _refuse(self, descriptor: int, status: int | None) -> None:
+        """Refuse a connection with an HTTP status, or just close it."""
+        if status is None:
+            handoff.close(descriptor)
+        else:
+            self._refusals.add(descriptor, None if status == 503 else error_response(status))
 
     def _pause(self, error: OSError) -> None:
         """Leave connections in the kernel's backlog for a moment, and say so once until it is over."""
@@ -289,7 +331,7 @@ class Listener:
         try:
             handoff.send(self._channels[slot], message, descriptor)
         except OSError as error:
-            if error.errno not in CHANNEL_FULL:
+            if error.errno not in handoff.CHANNEL_FULL:
                 raise
             if error.errno == errno.EAGAIN:
                 self._watch(slot)
@@ -322,13 +364,6 @@ class Listener:
 
     # --- slots without a worker
 
-    def _substitute(self, affinity: bytes) -> int:
-        """The first of a key's slots, its own before the others, that has not failed: one never has."""
-        own = self._ring.slot(affinity)
-        if own not in self._failed:
-            return own
-        return next(slot for slot in self._ring.successors(affinity) if slot not in self._failed)
-
     def _look_at_slots(self, now: float) -> None:
         """Find the slots that have been empty for too long, and give what waits for them to others."""
         table = self._table
@@ -352,32 +387,34 @@ class Listener:
         for slot in sorted(self._failed - failed):
             self._log.info("Slot %s is back", slot)
         self._failed = failed
-        table.note_failover()
+        table.set_failed(failed, self._ring.workers)
         for slot in sorted(failed):
             self._move(slot)
 
     def _move(self, slot: int) -> None:
         """Take back what waits in a slot's channel and queue, and give it to the slots that stand in."""
-        receive = self._leftovers[slot].receive
-        while True:
-            try:
-                frame = receive()
-            except BlockingIOError:
-                break
-            if frame is None:
-                # The kernel drops a descriptor that finds no place; the others wait here for their own slot.
-                self._log.error("A connection of slot %s was lost: no descriptors left in the listener", slot)
-                break
-            affinity = self._affinity(frame)
-            message = handoff.encode(frame.bind, frame.address, frame.data)
-            self._deliver(self._substitute(affinity), frame.descriptor, message, affinity)
+        self._take_back(self._leftovers[slot])
         waiting, self._waiting[slot] = self._waiting[slot], deque()
         self._unwatch(slot)
         for descriptor, message, affinity in waiting:
-            self._deliver(self._substitute(affinity), descriptor, message, affinity)
+            self._deliver(self._ring.slot_without(affinity, self._failed), descriptor, message, affinity)
 
-    def _affinity(self, frame: handoff.Frame) -> bytes:
-        return self._masks.key(frame.address[0] if frame.address else peer_host(frame.descriptor))
+    def _take_back(self, receiver: handoff.Receiver, limit: float = math.inf) -> None:
+        """Take frames out of a channel, and give them to those that they belong to."""
+        taken = 0
+        while taken < limit:
+            try:
+                frame = receiver.receive()
+            except BlockingIOError:
+                return
+            if frame is None:
+                # The kernel drops a descriptor that finds no place; the others wait here for another try.
+                self._log.error("A connection was lost: no descriptors left in the listener")
+                return
+            taken += 1
+            affinity = self._masks.key(peer_host(frame.descriptor) if frame.host is None else frame.host)
+            slot = self._ring.slot_without(affinity, self._failed)
+            self._deliver(slot, frame.descriptor, frame.encode(frame.bind), affinity)
 
     # --- the end
 
@@ -386,15 +423,17 @@ class Listener:
         # Unregistered first: epoll goes on telling about a closed descriptor while others hold the same socket.
         self._stop_listening()
         self._resume_at = math.inf
-        for sock, message in self._listening.values():
-            self._accept(sock, message, FINAL_ACCEPTS)
+        for sock, bind in self._listening.values():
+            self._accept(sock, bind, FINAL_ACCEPTS)
             # At once: a client that connects after the last accept is reset by the end of the socket.
             sock.close()
         self._listening.clear()
+        if self._identification.worker_can_tell:
+            self._arrivals.release()
         self._table.note_closed(os.getpid())
         wake(self._doorbell)
         deadline = time.monotonic() + FLUSH_SECONDS
-        while any(self._waiting) and time.monotonic() < deadline and self._stop == signal.SIGTERM:
+        while (self._arrivals or any(self._waiting)) and time.monotonic() < deadline and self._stop == signal.SIGTERM:
             self._table.beat()
             self._turn()
         for slot, waiting in enumerate(self._waiting):
@@ -405,8 +444,8 @@ class Listener:
             self._turn()
 
     def _turn(self) -> None:
-        for descriptor, _ in self._poll.poll(TICK_SECONDS):
-            self._dispatch(descriptor)
+        for descriptor, events in self._poll.poll(TICK_SECONDS):
+            self._dispatch(descriptor, events)
         self._tick(time.monotonic())
 
 

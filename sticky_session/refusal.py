@@ -1,4 +1,4 @@
-"""Answering a connection that no worker can take: 503, in a way that the client really receives.
+"""Answering a connection that no worker can take, mostly with 503, in a way that the client really receives.
 
 Closing a socket that holds unread bytes makes the kernel send RST, and the client may never see the answer
 (RFC 9112 section 9.6). So a refused connection is answered when its request has begun to arrive, half closed, and
@@ -36,6 +36,7 @@ def unavailable(retry_after_seconds: int) -> bytes:
 @dataclass
 class _Refused:
     socket: _socket.socket
+    response: bytes
     deadline: float
     answered: bool = False
 
@@ -44,7 +45,7 @@ class Refusals:
     """The connections being refused.
 
     :param poll: the listener's epoll object; events of our descriptors go to :meth:`handle`
-    :param response: what to answer; None where it can't be said (TLS): then connections are just closed
+    :param response: what to answer as a rule; None where it can't be said (TLS): then connections are just closed
     """
 
     def __init__(self, poll: select.epoll, response: bytes | None) -> None:
@@ -58,8 +59,11 @@ class Refusals:
     def __contains__(self, descriptor: int) -> bool:
         return descriptor in self._refused
 
-    def add(self, descriptor: int) -> None:
-        """Refuse a connection, and own its descriptor from now on."""
+    def add(self, descriptor: int, response: bytes | None = None) -> None:
+        """Refuse a connection, and own its descriptor from now on.
+
+        :param response: what to answer in place of the rule
+        """
         if self._response is None or len(self._refused) >= MAX_REFUSED:
             close(descriptor)
             return
@@ -69,7 +73,7 @@ class Refusals:
             close(descriptor)
             return
         sock.setblocking(False)
-        self._refused[descriptor] = _Refused(sock, time.monotonic() + REFUSAL_SECONDS)
+        self._refused[descriptor] = _Refused(sock, response or self._response, time.monotonic() + REFUSAL_SECONDS)
         self._poll.register(descriptor, select.EPOLLIN)
 
     def handle(self, descriptor: int) -> None:
@@ -82,7 +86,7 @@ class Refusals:
         except OSError:
             received = b""
         if received and not refused.answered:
-            refused.answered = self._answer(refused.socket)
+            refused.answered = self._answer(refused)
             if refused.answered:
                 return
         elif received:
@@ -94,7 +98,7 @@ class Refusals:
         for descriptor, refused in list(self._refused.items()):
             if refused.deadline < now:
                 if not refused.answered:
-                    self._answer(refused.socket)
+                    self._answer(refused)
                 self._drop(descriptor)
 
     def close(self) -> None:
@@ -102,11 +106,10 @@ class Refusals:
         for descriptor in list(self._refused):
             self._drop(descriptor)
 
-    def _answer(self, sock: _socket.socket) -> bool:
-        assert self._response is not None
+    def _answer(self, refused: _Refused) -> bool:
         try:
-            sock.send(self._response)
-            sock.shutdown(SHUT_WR)
+            refused.socket.send(refused.response)
+            refused.socket.shutdown(SHUT_WR)
         except OSError:
             return False
         return True

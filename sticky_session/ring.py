@@ -13,7 +13,7 @@ Looking up is one murmur3 and one index.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from functools import lru_cache
 
 import mmh3
@@ -81,6 +81,13 @@ class Ring:
         home = self.owners[part]
         others = (slot for slot in range(self.workers) if slot != home)
         return iter(sorted(others, key=lambda slot: _rank(part, ~slot & 0xFFFFFFFF)))
+
+    def slot_without(self, key: bytes, failed: Container[int]) -> int:
+        """The slot that owns ``key``, or the first of its successors that has not failed: one never has."""
+        home = self.slot(key)
+        if home not in failed:
+            return home
+        return next(slot for slot in self.successors(key) if slot not in failed)
 
     def shares(self) -> list[float]:
         """Each slot's share of the keys, from 0 to 1."""

@@ -20,6 +20,8 @@ from sticky_session import handoff
 from sticky_session.connection import FOREVER, Connection
 from sticky_session.environ import bind_environ
 from sticky_session.hooks import custom_hook
+from sticky_session.identify import ByHeader, identification
+from sticky_session.rehoming import Homes
 from sticky_session.request import BadRequest, Limits
 from sticky_session.trust import Trust
 
@@ -54,7 +56,9 @@ class Server(pywsgi.WSGIServer):  # type: ignore[misc]
         pool = Pool(worker.connection_limit())
         channel = GeventSocket(fileno=os.dup(worker.seat.channel.fileno()))
         super().__init__(channel, application=worker.wsgi, spawn=pool, log=None, error_log=None)
-        self._bases = [bind_environ(cfg, address, worker.seat.slot) for _, address in self._binds]
+        known = identification(cfg, worker.options)
+        self.homes = Homes(worker.seat, worker.options.header()) if isinstance(known, ByHeader) else None
+        self.bases = [bind_environ(cfg, address, worker.seat.slot) for _, address in self._binds]
         # pywsgi takes one at a time where several processes share a listening socket; nobody shares ours.
         self.max_accept = 64
         self._sweeper = gevent.spawn(self._sweep)
@@ -81,7 +85,7 @@ class Server(pywsgi.WSGIServer):  # type: ignore[misc]
 
     # --- connections
 
-    def do_read(self) -> tuple[Any, Any, int] | None:
+    def do_read(self) -> tuple[Any, Any, handoff.Frame] | None:
         """Take the next connection from the channel."""
         try:
             frame = self._receiver.receive()
@@ -101,14 +105,14 @@ class Server(pywsgi.WSGIServer):  # type: ignore[misc]
         # The app's socket.setdefaulttimeout() is not meant for its clients.
         sock.settimeout(None)
         try:
-            peer = frame.address or sock._sock.getpeername()
+            peer = sock._sock.getpeername()
         except OSError:
             # The client has gone already.
             sock.close()
             return None
-        return sock, "" if family == AF_UNIX else peer, frame.bind
+        return sock, "" if family == AF_UNIX else peer, frame
 
-    def handle(self, sock: Any, peer: Any, bind: int) -> None:
+    def handle(self, sock: Any, peer: Any, frame: handoff.Frame) -> None:
         """Serve a connection, in a greenlet of its own."""
         if self._context is not None:
             try:
@@ -117,7 +121,7 @@ class Server(pywsgi.WSGIServer):  # type: ignore[misc]
             except (OSError, gevent.Timeout) as error:
                 self.worker.log.debug("TLS handshake with %s failed: %s", peer, error)
                 return
-        Connection(sock, peer, self, self._bases[bind]).serve()
+        Connection(sock, peer, frame, self).serve()
 
     def _wrap(self, sock: Any) -> ssl.SSLSocket:
         assert self._context is not None

@@ -7,15 +7,20 @@ from __future__ import annotations
 
 import os
 from argparse import ArgumentParser
+from collections.abc import Iterable, Iterator
+from socket import AF_UNIX
 from typing import Any
 
 from gunicorn.config import Config, Setting
 
-from sticky_session.config import OPTIONS, Option, Options
+from sticky_session.config import OFF, OPTIONS, Option, Options
 from sticky_session.errors import OptionError
+from sticky_session.identify import ByPeer, identification
 from sticky_session.ring import Ring
 
 SECTION = "sticky-session"
+
+_DEFAULT_HEADER = next(option.default for option in OPTIONS if option.name == "client_header")
 
 
 def _make_setting(option: Option, order: int) -> Any:
@@ -28,7 +33,7 @@ def _make_setting(option: Option, order: int) -> Any:
     setting.section = SECTION
     setting.order = order
     setting.cli = [option.flag]
-    setting.meta = option.type.__name__.upper()
+    setting.meta = option.meta
     setting.validator = lambda value: option.parse(value, option.flag)
     setting.default = option.default
     setting.short = setting.desc = f"{option.help} ({option.unit}; {option.environment})"
@@ -75,9 +80,32 @@ def check_settings(cfg: Any) -> None:
 
     :raises OptionError: one can't
     """
-    Ring(cfg.workers, options_of(cfg).partitions)
-    if cfg.proxy_protocol != "off":
+    options = options_of(cfg)
+    Ring(cfg.workers, options.partitions)
+    if cfg.is_ssl and cfg.proxy_protocol == "off" and _wants_header(cfg, options):
         raise OptionError(
-            f"proxy_protocol={cfg.proxy_protocol}: expected off; the PROXY protocol is not read yet, "
-            "and clients' requests would be refused"
+            "certfile with a client header of trusted proxies: the listener can't read what is encrypted. End TLS in "
+            "the proxy, or have the proxy send the PROXY protocol (proxy_protocol). sticky_client_header=off if all of "
+            "a proxy's clients may share a worker"
         )
+
+
+def _wants_header(cfg: Any, options: Options) -> bool:
+    """Whether the user has said something of headers; gunicorn trusts this machine's own proxies by itself."""
+    if options.client_header == OFF:
+        return False
+    return options.client_header != _DEFAULT_HEADER or set(cfg.forwarded_allow_ips) != {"127.0.0.1", "::1"}
+
+
+def warnings(cfg: Any, binds: Iterable[tuple[int, Any]]) -> Iterator[str]:
+    """What the user should know of these settings before anybody complains.
+
+    :param binds: family and address of every listening socket
+    """
+    if isinstance(identification(cfg, options_of(cfg)), ByPeer):
+        for family, address in binds:
+            if family == AF_UNIX:
+                yield (
+                    f"unix:{address}: the peers of a Unix socket have no addresses, so all connections go to one "
+                    "worker; have the proxy name its clients, in a header (sticky_client_header) or by proxy_protocol"
+                )

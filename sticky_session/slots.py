@@ -10,33 +10,33 @@ import errno
 import mmap
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from socket import AF_UNIX, MSG_DONTWAIT, MSG_PEEK, SOCK_SEQPACKET
 
 from sticky_session import handoff
 
-_CELLS_A_SLOT = 3
+_CELLS_A_SLOT = 4
 _HEADER_CELLS = 4
 
 
 class Channel:
     """The socket pair that a slot's frames travel on. The arbiter keeps both ends open."""
 
-    __slots__ = ("listener_end", "worker_end")
+    __slots__ = ("receiving_end", "sending_end")
 
     def __init__(self) -> None:
-        self.listener_end, self.worker_end = _socket.socketpair(AF_UNIX, SOCK_SEQPACKET)
+        self.sending_end, self.receiving_end = _socket.socketpair(AF_UNIX, SOCK_SEQPACKET)
 
     def close(self) -> None:
         """Close both ends in this process."""
-        self.listener_end.close()
-        self.worker_end.close()
+        self.sending_end.close()
+        self.receiving_end.close()
 
     @property
     def is_empty(self) -> bool:
         """Whether no frame waits in it."""
         try:
-            self.worker_end.recv(1, MSG_PEEK | MSG_DONTWAIT)
+            self.receiving_end.recv(1, MSG_PEEK | MSG_DONTWAIT)
         except BlockingIOError:
             return True
         return False
@@ -87,6 +87,16 @@ class Table:
         """When the slot was last vacated."""
         return self._times[self._cell(slot) + 1]
 
+    def set_failed(self, failed: Container[int], slots: int) -> None:
+        """Listener: of the first ``slots`` slots those in ``failed`` have others stand in for them from now on."""
+        for slot in range(slots):
+            self._numbers[self._cell(slot) + 3] = slot in failed
+        self._numbers[3] += 1
+
+    def failed(self, slots: int) -> frozenset[int]:
+        """Those of the first ``slots`` slots that others stand in for."""
+        return frozenset(slot for slot in range(slots) if self._numbers[self._cell(slot) + 3])
+
     def beat(self) -> None:
         """The listener is alive."""
         self._times[0] = time.monotonic()
@@ -99,10 +109,6 @@ class Table:
     def set_ring(self, workers: int) -> None:
         """Listener: connections are routed by a ring of this size from now on."""
         self._numbers[2] = workers
-
-    def note_failover(self) -> None:
-        """Listener: another set of slots is without a worker from now on."""
-        self._numbers[3] += 1
 
     @property
     def routing(self) -> tuple[int, int]:
@@ -157,7 +163,7 @@ def pour(source: Channel, targets: list[Channel], route: Callable[[handoff.Frame
     :param route: gives the index in ``targets`` for a frame, and its bind there; None if there is no place for it
     :returns: how many connections were lost
     """
-    receiver = handoff.Receiver(source.worker_end)
+    receiver = handoff.Receiver(source.receiving_end)
     lost = 0
     while True:
         try:
@@ -173,12 +179,9 @@ def pour(source: Channel, targets: list[Channel], route: Callable[[handoff.Frame
                 lost += 1
                 continue
             target, bind = place
-            handoff.send(
-                targets[target].listener_end, handoff.encode(bind, frame.address, frame.data), frame.descriptor
-            )
+            handoff.send(targets[target].sending_end, frame.encode(bind), frame.descriptor)
         except BlockingIOError:
-            message = handoff.encode(frame.bind, frame.address, frame.data)
-            handoff.send(source.listener_end, message, frame.descriptor)
+            handoff.send(source.sending_end, frame.encode(frame.bind), frame.descriptor)
             return lost
         except OSError:
             lost += 1

@@ -176,7 +176,7 @@ class Succession:
 
         def route(frame: Frame) -> tuple[int, int] | None:
             bind = same_bind(generation.binds[frame.bind], current.binds)
-            host = frame.address[0] if frame.address else peer_host(frame.descriptor)
+            host = peer_host(frame.descriptor) if frame.host is None else frame.host
             return None if bind is None else (ring.slot(masks.key(host)), bind)
 
         lost = pour(generation.channels[slot], current.channels, route)

@@ -2,10 +2,70 @@
 
 from __future__ import annotations
 
-from ipaddress import ip_address
+from collections.abc import Iterable
+from ipaddress import IPv4Network, IPv6Network, ip_address
 from typing import Any
 
 from sticky_session.request import BadRequest
+
+
+def forwarders(cfg: Any) -> Peers:
+    """Those whose forwarding headers count."""
+    return Peers(cfg.forwarded_allow_ips, cfg.forwarded_allow_networks())
+
+
+def proxies(cfg: Any) -> Peers:
+    """Those who may send the PROXY protocol."""
+    return Peers(cfg.proxy_allow_ips, cfg.proxy_allow_networks())
+
+
+class Peers:
+    """A set of peers, as ``forwarded_allow_ips`` and ``proxy_allow_ips`` name it; a Unix socket's are always in it.
+
+    :param allowed: gunicorn's list of addresses and networks, or ``*``
+    :param networks: what gunicorn has made of it
+    """
+
+    __slots__ = ("_everybody", "_hosts", "_known", "_networks")
+
+    def __init__(self, allowed: Iterable[str], networks: Iterable[IPv4Network | IPv6Network]) -> None:
+        self._everybody = "*" in allowed
+        # Most are single addresses, and most peers are not among them: that is to be found out fast.
+        self._hosts = set[str]()
+        self._networks = []
+        self._known: dict[str, bool] = {}
+        for network in networks:
+            if network.num_addresses == 1:
+                host = network.network_address
+                self._hosts.add(str(host))
+                if host.version == 4:
+                    # On a dual-stack socket IPv4 peers look like ::ffff:192.0.2.1.
+                    self._hosts.add(f"::ffff:{host}")
+            else:
+                self._networks.append(network)
+
+    def __contains__(self, peer: object) -> bool:
+        """Whether a peer, ``(host, port, ...)`` or anything else for a Unix socket's, is one of them."""
+        if self._everybody or not isinstance(peer, tuple):
+            return True
+        host = peer[0]
+        if host in self._hosts:
+            return True
+        if not self._networks:
+            return False
+        known = self._known.get(host)
+        if known is None:
+            known = self._look_up(host)
+        return known
+
+    def _look_up(self, host: str) -> bool:
+        address = ip_address(host.partition("%")[0])
+        mapped = getattr(address, "ipv4_mapped", None)
+        known = any(address in network or (mapped is not None and mapped in network) for network in self._networks)
+        if len(self._known) > 4096:
+            self._known.clear()
+        self._known[host] = known
+        return known
 
 
 class Trust:
@@ -14,36 +74,15 @@ class Trust:
     gunicorn's ``forwarded_allow_ips``, ``secure_scheme_headers`` and ``forwarder_headers``.
 
     :ivar header_names: the names with underscores that count in a trusted peer's requests, in upper case
+    :ivar peers: those that are trusted
     """
 
     def __init__(self, cfg: Any) -> None:
         self.header_names = frozenset(name.upper() for name in cfg.forwarder_headers)
-        self._everybody = "*" in cfg.forwarded_allow_ips
-        self._networks = cfg.forwarded_allow_networks()
-        self._known: dict[str, bool] = {}
+        self.peers = forwarders(cfg)
         self._schemes = [
             ("HTTP_" + name.upper().replace("-", "_"), value) for name, value in cfg.secure_scheme_headers.items()
         ]
-
-    def trusts(self, peer: Any) -> bool:
-        """Whether a peer's headers count; a Unix socket's always do, as in gunicorn."""
-        if self._everybody or not isinstance(peer, tuple):
-            return True
-        host = peer[0]
-        known = self._known.get(host)
-        if known is None:
-            known = self._known_after_lookup(host)
-        return known
-
-    def _known_after_lookup(self, host: str) -> bool:
-        address = ip_address(host.partition("%")[0])
-        # On a dual-stack socket IPv4 peers look like ::ffff:192.0.2.1, and who configures 192.0.2.1 means them.
-        mapped = getattr(address, "ipv4_mapped", None)
-        known = any(address in network or (mapped is not None and mapped in network) for network in self._networks)
-        if len(self._known) > 4096:
-            self._known.clear()
-        self._known[host] = known
-        return known
 
     def scheme(self, env: dict[str, Any]) -> str | None:
         """The scheme that the headers tell; None if they tell nothing.

@@ -9,11 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sticky_session import OptionError, Options
-from sticky_session.config import OPTIONS, Option
+from sticky_session.config import OPTIONS, Choice, Number, Option
 
 DEFAULTS = {option.name: option.default for option in OPTIONS}
 BY_NAME = {option.name: option for option in OPTIONS}
-each_option = pytest.mark.parametrize("option", OPTIONS, ids=list(BY_NAME))
+NUMBERS = [option for option in OPTIONS if isinstance(option, Number)]
+each_number = pytest.mark.parametrize("option", NUMBERS, ids=[option.name for option in NUMBERS])
 
 
 def test_names() -> None:
@@ -27,6 +28,8 @@ def test_names() -> None:
         ("failover_seconds", "--sticky-failover", "STICKY_SESSION_FAILOVER"),
         ("head_seconds", "--sticky-head-timeout", "STICKY_SESSION_HEAD_TIMEOUT"),
         ("message_bytes", "--sticky-message-bytes", "STICKY_SESSION_MESSAGE_BYTES"),
+        ("client_header", "--sticky-client-header", "STICKY_SESSION_CLIENT_HEADER"),
+        ("client_hop", "--sticky-client-hop", "STICKY_SESSION_CLIENT_HOP"),
     ]
 
 
@@ -35,18 +38,18 @@ def test_defaults() -> None:
     assert dataclasses.asdict(Options.from_environment({"PATH": "/bin"})) == DEFAULTS
 
 
-@each_option
+@pytest.mark.parametrize("option", OPTIONS, ids=list(BY_NAME))
 def test_definition(option: Option) -> None:
-    """The default is within the bounds and of the type; help and unit are there."""
-    assert option.low <= option.default <= option.high
-    assert isinstance(option.default, option.type)
+    """The default is one of the values, and of the type; help and unit are there."""
+    assert option.convert(option.default) == option.default
+    assert type(option.convert(option.default)) is type(option.default)
     assert option.help.endswith(".")
     assert option.unit
     assert option.setting == f"sticky_{option.name}"
 
 
-@each_option
-def test_bounds(option: Option) -> None:
+@each_number
+def test_bounds(option: Number) -> None:
     """Both bounds are allowed, and come out as the option's type."""
     for bound in (option.low, option.high):
         options = Options.from_environment({option.environment: f"{bound:.15g}"})
@@ -55,9 +58,9 @@ def test_bounds(option: Option) -> None:
         assert isinstance(value, option.type)
 
 
-@each_option
+@each_number
 @pytest.mark.parametrize("value", ["", "x", "1,5", "0x10", "nan", "inf", "-inf", "1e999", "-1", "99999999999", "5x"])
-def test_bad_value(option: Option, value: str) -> None:
+def test_bad_value(option: Number, value: str) -> None:
     """A value that can't be used is one line with the variable, the value, what is expected, and the unit."""
     with pytest.raises(OptionError) as caught:
         Options.from_environment({option.environment: value})
@@ -65,6 +68,44 @@ def test_bad_value(option: Option, value: str) -> None:
     assert message.startswith(f"{option.environment}={value}: expected a")
     assert option.unit in message
     assert "\n" not in message
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "value"),
+    [
+        ("client_header", "x-real-IP", "x-real-IP"),
+        ("client_header", "Forwarded", "Forwarded"),
+        ("client_header", "OFF", "off"),
+        ("client_hop", "Last", "last"),
+        ("client_hop", "2", "2"),
+        ("client_hop", "32", "32"),
+    ],
+)
+def test_word(name: str, given: str, value: str) -> None:
+    """Words come out in one spelling."""
+    assert getattr(Options.from_environment({BY_NAME[name].environment: given}), name) == value
+
+
+@pytest.mark.parametrize(
+    ("name", "given"),
+    [
+        ("client_header", ""),
+        ("client_header", "X-Real-IP:"),
+        ("client_header", "X Real IP"),
+        ("client_hop", ""),
+        ("client_hop", "second"),
+        ("client_hop", "0"),
+        ("client_hop", "33"),
+        ("client_hop", "-1"),
+    ],
+)
+def test_bad_word(name: str, given: str) -> None:
+    """A word that can't be used is one line with the variable, the value, and what is expected."""
+    option = BY_NAME[name]
+    assert isinstance(option, Choice)
+    with pytest.raises(OptionError) as caught:
+        Options.from_environment({option.environment: given})
+    assert str(caught.value) == f"{option.environment}={given}: expected {option.expected} ({option.unit})"
 
 
 @pytest.mark.parametrize("name", ["partitions", "queue_size", "message_bytes"])
@@ -95,7 +136,7 @@ def test_other_variables() -> None:
             option.name: st.integers(int(option.low) or 1, int(option.high))
             if option.type is int
             else st.floats(option.low, option.high)
-            for option in OPTIONS
+            for option in NUMBERS
         },
     )
 )

@@ -12,6 +12,7 @@ from array import array
 from collections.abc import Iterator
 from ipaddress import IPv4Address, IPv6Address
 from socket import AF_UNIX, SCM_RIGHTS, SOCK_SEQPACKET, SOL_SOCKET
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -71,13 +72,19 @@ def rights(*descriptors: int) -> list[tuple[int, int, array[int]]]:
 def test_round_trip(bind: int, host: IPv4Address | IPv6Address, port: int, data: bytes) -> None:
     """A frame with an address is decoded to what it was made of."""
     address = (str(host), port)
-    assert handoff.decode(handoff.encode(bind, address, data)) == (bind, address, data)
+    assert handoff.decode(handoff.encode(bind, address, data)) == (bind, address, data, None)
+
+
+@given(bind=BINDS, host=HOSTS, data=DATA)
+def test_round_trip_of_a_client(bind: int, host: IPv4Address | IPv6Address, data: bytes) -> None:
+    """A frame that is routed by a client's address is decoded to what it was made of."""
+    assert handoff.decode(handoff.encode(bind, None, data, str(host))) == (bind, None, data, str(host))
 
 
 @given(bind=BINDS, data=DATA)
 def test_round_trip_without_address(bind: int, data: bytes) -> None:
     """A frame without an address is decoded to what it was made of."""
-    assert handoff.decode(handoff.encode(bind, None, data)) == (bind, None, data)
+    assert handoff.decode(handoff.encode(bind, None, data)) == (bind, None, data, None)
 
 
 def test_largest() -> None:
@@ -85,7 +92,7 @@ def test_largest() -> None:
     data = os.urandom(handoff.MAX_DATA_BYTES)
     message = handoff.encode(65535, ("2001:db8::1", 65535), data)
     assert len(message) == handoff.MAX_FRAME_BYTES
-    assert handoff.decode(message) == (65535, ("2001:db8::1", 65535), data)
+    assert handoff.decode(message) == (65535, ("2001:db8::1", 65535), data, None)
 
 
 @pytest.mark.parametrize(
@@ -95,9 +102,10 @@ def test_largest() -> None:
         ((1, ("192.0.2.1", 80), b"GET"), "0400 0001 0050 0003 c0000201 474554"),
         ((0, ("::ffff:192.0.2.1", 80)), "0400 0000 0050 0000 c0000201"),
         ((0, ("2001:db8::1", 80)), "1000 0000 0050 0000 20010db8000000000000000000000001"),
+        ((1, None, b"GET", "192.0.2.1"), "0401 0001 0000 0003 c0000201 474554"),
     ],
 )
-def test_layout(arguments: tuple[int, tuple[str, int], bytes], message: str) -> None:
+def test_layout(arguments: tuple[Any, ...], message: str) -> None:
     """The layout is the documented one: old and new processes speak over one channel during an upgrade."""
     assert handoff.encode(*arguments) == bytes.fromhex(message)
 
@@ -128,12 +136,12 @@ def test_malformed(message: str) -> None:
 def test_any_bytes(message: bytes) -> None:
     """Whatever the bytes, they are the one frame that has them, or a FrameError."""
     try:
-        bind, address, data = handoff.decode(message)
+        bind, address, data, client = handoff.decode(message)
     except handoff.FrameError:
         return
     if address is None or address[0].startswith("::ffff:"):
         return  # the port means nothing without an address, and a mapped address gets shorter
-    assert handoff.encode(bind, address, data)[2:] == message[2:]
+    assert handoff.encode(bind, address, data, client)[2:] == message[2:]
 
 
 # --- sending and receiving
@@ -144,7 +152,8 @@ def test_descriptor_arrives(channel: tuple[_socket.socket, _socket.socket], pipe
     handoff.send(channel[0], handoff.encode(3, ("192.0.2.1", 5), b"data"), pipe[1])
     frame = handoff.Receiver(channel[1]).receive()
     assert frame is not None
-    assert frame[1:] == (3, ("192.0.2.1", 5), b"data")
+    assert frame[1:] == (3, ("192.0.2.1", 5), b"data", None)
+    assert frame.host == "192.0.2.1"
     assert frame.descriptor not in pipe
     assert fcntl.fcntl(frame.descriptor, fcntl.F_GETFD) & fcntl.FD_CLOEXEC
     os.write(frame.descriptor, b"x")

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
+from socket import AF_INET, AF_UNIX
+from typing import Any
 
 import pytest
 from gunicorn.config import Config, make_settings
 
 from sticky_session import OptionError
-from sticky_session.config import OPTIONS, Option
-from sticky_session.settings import SECTION, StickyConfig, check_settings, options_of
+from sticky_session.config import OPTIONS, Number, Option
+from sticky_session.settings import SECTION, StickyConfig, check_settings, options_of, warnings
 
+OTHERS = {"client_header": "X-Real-IP", "client_hop": "2"}
 each_option = pytest.mark.parametrize("option", OPTIONS, ids=[option.name for option in OPTIONS])
 
 
@@ -36,28 +39,33 @@ def test_defaults() -> None:
     assert options_of(StickyConfig()) == options_of(Config())
 
 
+def other(option: Option) -> Any:
+    """A value that is not the default."""
+    return option.type(option.high) if isinstance(option, Number) else OTHERS[option.name]
+
+
 @each_option
 def test_flag(option: Option) -> None:
     """Every option has its flag."""
-    value = option.type(option.high)
+    value = other(option)
     assert getattr(options_of(parse(option.flag, f"{value}")), option.name) == value
 
 
 @each_option
 def test_environment(option: Option, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every option has its variable, at our own doors and under plain gunicorn."""
-    monkeypatch.setenv(option.environment, str(option.type(option.high)))
-    assert getattr(options_of(StickyConfig()), option.name) == option.high
-    assert getattr(options_of(Config()), option.name) == option.high
+    monkeypatch.setenv(option.environment, str(other(option)))
+    assert getattr(options_of(StickyConfig()), option.name) == other(option)
+    assert getattr(options_of(Config()), option.name) == other(option)
 
 
 @each_option
 def test_configuration_file(option: Option) -> None:
     """Every option is a setting, which a configuration file can set to a number or text."""
-    for value in (option.type(option.high), str(option.type(option.high))):
+    for value in (other(option), str(other(option))):
         cfg = StickyConfig()
         cfg.set(option.setting, value)
-        assert getattr(options_of(cfg), option.name) == option.high
+        assert getattr(options_of(cfg), option.name) == other(option)
 
 
 def test_precedence(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -70,8 +78,8 @@ def test_precedence(monkeypatch: pytest.MonkeyPatch) -> None:
 @each_option
 def test_bad_setting(option: Option) -> None:
     """A setting that can't be used is refused when it is set, with the flag's name."""
-    with pytest.raises(OptionError, match=f"^{option.flag}=nonsense: expected"):
-        StickyConfig().set(option.setting, "nonsense")
+    with pytest.raises(OptionError, match=f"^{option.flag}=no sense: expected"):
+        StickyConfig().set(option.setting, "no sense")
 
 
 def test_help() -> None:
@@ -115,7 +123,49 @@ def test_check_workers_passes() -> None:
     check_settings(parse("--workers", "7", "--sticky-partitions", "7"))
 
 
-def test_proxy_protocol() -> None:
-    """A setting of gunicorn's that isn't served yet is refused, not ignored."""
-    with pytest.raises(OptionError, match="proxy_protocol"):
-        check_settings(parse("--proxy-protocol"))
+TLS = ("--certfile", "cert.pem", "--keyfile", "key.pem")
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ("--forwarded-allow-ips", "192.0.2.1"),
+        ("--forwarded-allow-ips", "*"),
+        ("--sticky-client-header", "X-Real-IP"),
+    ],
+)
+def test_tls_and_header(flags: tuple[str, ...]) -> None:
+    """The listener can't read an encrypted header: who asks for it is told the ways out."""
+    with pytest.raises(OptionError, match=r"End TLS in the proxy, .* PROXY protocol"):
+        check_settings(parse(*TLS, *flags))
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        (),
+        ("--proxy-protocol", "--forwarded-allow-ips", "192.0.2.1"),
+        ("--sticky-client-header", "off", "--forwarded-allow-ips", "192.0.2.1"),
+    ],
+)
+def test_tls_without_header(flags: tuple[str, ...]) -> None:
+    """TLS with gunicorn's defaults, with the PROXY protocol, or with the header expressly off is fine."""
+    check_settings(parse(*TLS, *flags))
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        ((), 0),
+        (("--proxy-protocol",), 0),
+        (("--sticky-client-header", "off"), 1),
+        (("--sticky-client-header", "off", "--proxy-protocol"), 0),
+        (TLS, 1),
+    ],
+)
+def test_warning_of_a_unix_socket(flags: tuple[str, ...], expected: int) -> None:
+    """Where nobody says who the clients on a Unix socket are, one line tells that they all share a worker."""
+    binds = [(AF_UNIX, "/run/app.sock"), (AF_INET, ("127.0.0.1", 80))]
+    found = list(warnings(parse(*flags), binds))
+    assert len(found) == expected
+    assert all("/run/app.sock" in line for line in found)

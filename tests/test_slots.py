@@ -64,7 +64,7 @@ def in_child(action: object) -> int:
 
 def frames(channel: Channel) -> list[int]:
     """The binds of the frames in a channel, taken out of it."""
-    receiver = handoff.Receiver(channel.worker_end)
+    receiver = handoff.Receiver(channel.receiving_end)
     binds = []
     while True:
         try:
@@ -80,7 +80,7 @@ def put(channel: Channel, bind: int) -> None:
     """Send a frame with a descriptor of /dev/null."""
     descriptor = os.open(os.devnull, os.O_RDONLY)
     try:
-        handoff.send(channel.listener_end, handoff.encode(bind), descriptor)
+        handoff.send(channel.sending_end, handoff.encode(bind), descriptor)
     finally:
         os.close(descriptor)
 
@@ -212,8 +212,8 @@ def test_close_generation() -> None:
 def test_channels_are_not_inherited(generation: Generation) -> None:
     """No program that an app starts gets a channel."""
     for channel in generation.channels:
-        assert not os.get_inheritable(channel.listener_end.fileno())
-        assert not os.get_inheritable(channel.worker_end.fileno())
+        assert not os.get_inheritable(channel.sending_end.fileno())
+        assert not os.get_inheritable(channel.receiving_end.fileno())
 
 
 # --- seats
@@ -233,10 +233,12 @@ def test_seat(generation: Generation, doorbell: tuple[int, int]) -> None:
 
 
 def test_close_others(generation: Generation, doorbell: tuple[int, int]) -> None:
-    """A worker keeps its own end of its own channel, and nothing else."""
+    """A worker keeps the receiving end of its own channel alone, and what it needs to send to the others."""
     Seat(1, generation, doorbell[1]).close_others()
-    ends = [end.fileno() for channel in generation.channels for end in (channel.listener_end, channel.worker_end)]
-    assert [end >= 0 for end in ends] == [False, False, False, True]
+    ends = [end.fileno() for channel in generation.channels for end in (channel.sending_end, channel.receiving_end)]
+    assert [end >= 0 for end in ends] == [True, False, True, True]
+    returns = generation.returns
+    assert (returns.sending_end.fileno() >= 0, returns.receiving_end.fileno() >= 0) == (True, False)
 
 
 def test_full_doorbell(doorbell: tuple[int, int]) -> None:
@@ -275,14 +277,14 @@ def test_pour_keeps_address_and_data() -> None:
     """A poured frame is the same frame."""
     generation = Generation(None, options(2), 2, [])
     source, target = generation.channels
-    message = handoff.encode(7, ("192.0.2.1", 99), b"GET / ")
-    with open(os.devnull) as null:
-        handoff.send(source.listener_end, message, null.fileno())
-    assert pour(source, [target], lambda frame: (0, frame.bind)) == 0
-    frame = handoff.Receiver(target.worker_end).receive()
-    assert frame is not None
-    assert frame[1:] == (7, ("192.0.2.1", 99), b"GET / ")
-    os.close(frame.descriptor)
+    for given in ((7, ("192.0.2.1", 99), b"GET / ", None), (7, None, b"GET / ", "192.0.2.1")):
+        with open(os.devnull) as null:
+            handoff.send(source.sending_end, handoff.encode(*given), null.fileno())
+        assert pour(source, [target], lambda frame: (0, frame.bind)) == 0
+        frame = handoff.Receiver(target.receiving_end).receive()
+        assert frame is not None
+        assert frame[1:] == given
+        os.close(frame.descriptor)
     generation.close()
 
 
@@ -318,7 +320,7 @@ def test_is_empty(generation: Generation) -> None:
 def test_channel_keeps_message_boundaries() -> None:
     """A channel carries whole messages: a frame is never received in two pieces."""
     channel = Channel()
-    assert isinstance(channel.worker_end, _socket.socket)
-    assert channel.worker_end.family == AF_UNIX
-    assert channel.worker_end.type == SOCK_SEQPACKET
+    assert isinstance(channel.receiving_end, _socket.socket)
+    assert channel.receiving_end.family == AF_UNIX
+    assert channel.receiving_end.type == SOCK_SEQPACKET
     channel.close()

@@ -20,8 +20,8 @@ class StickyOptions(SphinxDirective):
         return [_table(), _explanations()]
 
 
-def _number(value: float) -> str:
-    return f"{value:.15g}"
+def _text(value: float | str) -> str:
+    return value if isinstance(value, str) else f"{value:.15g}"
 
 
 def _table() -> nodes.table:
@@ -35,7 +35,7 @@ def _table() -> nodes.table:
             (
                 link,
                 nodes.literal("", option.environment),
-                nodes.Text(_number(option.default)),
+                nodes.Text(_text(option.default)),
                 nodes.Text(option.unit),
             )
         )
@@ -59,7 +59,7 @@ def _explanations() -> nodes.definition_list:
             nodes.Text(", or "),
             nodes.literal("", option.setting),
             nodes.Text(f" in a configuration file; {option.unit}, "),
-            nodes.Text(f"{_number(option.low)} to {_number(option.high)}, default {_number(option.default)}."),
+            nodes.Text(f"{option.values}, default {_text(option.default)}."),
         )
         term = nodes.term("", "", nodes.literal("", option.name), ids=[f"option-{option.name}"])
         definition = nodes.definition("", nodes.paragraph("", option.help), facts)

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from harness import APPS, COMMANDS, Process, Server, addresses, get
-from sticky_session.config import OPTIONS, Option
+from sticky_session.config import OPTIONS, Number, Option
 
 SERVE = [COMMANDS / "sticky-session", "serve"]
 
@@ -38,7 +38,9 @@ def slots(server: Process) -> set[int]:
 
 def text(option: Option, number: int) -> str:
     """One of several values of an option, different from its default."""
-    return str(option.type(option.low + number))
+    if isinstance(option, Number):
+        return str(option.type(option.low + number))
+    return f"X-Client-{number}" if option.name == "client_header" else str(number)
 
 
 def ours(found: dict[str, str]) -> dict[str, str]:

@@ -1,0 +1,167 @@
+"""Connections of proxies, which say in what they send first who the client is: the listener waits for that.
+
+A request's head is only looked at (MSG_PEEK), so that the worker sees the connection whole; a PROXY header is taken
+out, exactly. Each is edge-triggered (EPOLLET): one that has sent half a head costs nothing until more arrives.
+"""
+
+from __future__ import annotations
+
+import _socket
+import select
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from socket import AF_INET, MSG_DONTWAIT, MSG_PEEK, SOCK_STREAM
+from typing import Any
+
+from sticky_session.identify import Client, Identification, Read, RefusedError
+
+# The most connections that are waited for at a time; the next ones are refused.
+MAX_ARRIVALS = 16384
+# Enough for nearly every head at the first try.
+FIRST_PEEK_BYTES = 4096
+# What is wrong with connections is logged at most so often.
+LOG_SECONDS = 60.0
+
+_EVENTS: int = select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLET
+_ENDED: int = select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
+
+
+@dataclass
+class _Arrival:
+    socket: _socket.socket
+    peer: Any
+    bind: int
+    read: Read
+    deadline: float
+    begun: bool = False
+
+
+class Arrivals:
+    """The connections that are waited for.
+
+    :param poll: the listener's epoll object; events of our descriptors go to :meth:`handle`
+    :param deliver: takes a connection: descriptor, peer, bind, and client
+    :param refuse: takes a connection that can't be served, and the HTTP status to answer with; None to just close it
+    :param seconds: how long a connection may take
+    :param log: gunicorn's logger
+    """
+
+    def __init__(
+        self,
+        poll: select.epoll,
+        identification: Identification,
+        deliver: Callable[[int, Any, int, Client], None],
+        refuse: Callable[[int, int | None], None],
+        seconds: float,
+        log: Any,
+    ) -> None:
+        self._poll = poll
+        self._begin = identification.begin
+        self._limit = identification.limit
+        self._deliver = deliver
+        self._refuse = refuse
+        self._seconds = seconds
+        self._log = log
+        # In the order of their deadlines.
+        self._arrivals: dict[int, _Arrival] = {}
+        self._malformed = 0
+        self._log_at = 0.0
+
+    def __len__(self) -> int:
+        return len(self._arrivals)
+
+    def __contains__(self, descriptor: int) -> bool:
+        return descriptor in self._arrivals
+
+    def add(self, descriptor: int, peer: Any, bind: int) -> None:
+        """Take a connection that has been accepted, and own its descriptor from now on.
+
+        :param peer: ``(host, port, ...)``, or anything else for a Unix socket's peer
+        :param bind: index of the listening socket
+        """
+        # The family is only given to spare the kernel the question.
+        sock = _socket.socket(AF_INET, SOCK_STREAM, 0, descriptor)
+        arrival = _Arrival(sock, peer, bind, self._begin(), time.monotonic() + self._seconds)
+        if self._look(arrival):
+            return
+        if len(self._arrivals) >= MAX_ARRIVALS:
+            self._refuse(sock.detach(), 503)
+            return
+        self._poll.register(descriptor, _EVENTS)
+        self._arrivals[descriptor] = arrival
+
+    def handle(self, descriptor: int, events: int) -> None:
+        """Something has arrived, or the client has closed."""
+        arrival = self._arrivals[descriptor]
+        if not self._look(arrival) and events & _ENDED:
+            self._forget(descriptor)
+            arrival.socket.close()
+
+    def sweep(self, now: float) -> None:
+        """End those whose time is up."""
+        for descriptor, arrival in list(self._arrivals.items()):
+            if arrival.deadline > now:
+                return
+            self._forget(descriptor)
+            self._refuse(arrival.socket.detach(), 408 if arrival.begun else None)
+
+    def release(self) -> None:
+        """Hand all on to their peer's worker, which finds out itself who the client is when the head has arrived."""
+        for descriptor, arrival in list(self._arrivals.items()):
+            self._forget(descriptor)
+            self._deliver(arrival.socket.detach(), arrival.peer, arrival.bind, Client(None))
+
+    def _forget(self, descriptor: int) -> None:
+        if self._arrivals.pop(descriptor, None) is not None:
+            self._poll.unregister(descriptor)
+
+    def _look(self, arrival: _Arrival) -> bool:
+        """Look at what has arrived.
+
+        :returns: whether the connection is no longer ours
+        """
+        sock = arrival.socket
+        try:
+            seen = sock.recv(FIRST_PEEK_BYTES, MSG_PEEK | MSG_DONTWAIT)
+            if len(seen) == FIRST_PEEK_BYTES:
+                seen = sock.recv(self._limit, MSG_PEEK | MSG_DONTWAIT)
+            client = arrival.read(seen) if seen else None
+        except BlockingIOError:
+            return False
+        except OSError:
+            # It has been reset.
+            seen, client = b"", None
+        except RefusedError as refused:
+            if refused.status is None:
+                self._note_malformed(arrival.peer, refused)
+            self._forget(sock.fileno())
+            self._refuse(sock.detach(), refused.status)
+            return True
+        if client is None and seen:
+            arrival.begun = True
+            return False
+        self._forget(sock.fileno())
+        if client is None:
+            sock.close()
+            return True
+        if client.length:
+            sock.recv(client.length, MSG_DONTWAIT)
+        self._deliver(sock.detach(), arrival.peer, arrival.bind, client)
+        return True
+
+    def _note_malformed(self, peer: Any, error: RefusedError) -> None:
+        """Count it, and say so, but not each time."""
+        self._malformed += 1
+        extra = {"metric": "sticky_session.malformed", "value": 1, "mtype": "counter"}
+        self._log.debug("malformed connection", extra=extra)
+        now = time.monotonic()
+        if now >= self._log_at:
+            self._log_at = now + LOG_SECONDS
+            host = peer[0] if isinstance(peer, tuple) else "a Unix socket"
+            self._log.warning(
+                "Malformed PROXY header from %s: %s; the connection is closed (%s since the listener started)",
+                host,
+                error,
+                self._malformed,
+            )
