@@ -400,7 +400,7 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
                 worker.held_slot = True
                 self._has_served = True
                 seat.generation.failures.pop(seat.slot, None)
-                seat.generation.table.renew_boot_report()
+                seat.generation.table.boot_report.renew()
                 self.log.info("Worker ready (slot:%s, pid:%s)", worker.seat.slot, worker.pid)
 
     def _tell_metrics(self) -> None:

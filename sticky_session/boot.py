@@ -35,7 +35,7 @@ def run_worker(arbiter: StickyArbiter, worker: Worker) -> NoReturn:
     except Exception as error:
         if not worker.booted:
             # All workers fail alike when the app is broken: only the first says so.
-            if worker.seat.generation.table.claim_boot_report():
+            if worker.seat.generation.table.boot_report.take():
                 report_failure(log, error)
             sys.exit(arbiter.APP_LOAD_ERROR if isinstance(error, AppImportError) else arbiter.WORKER_BOOT_ERROR)
         log.exception("Exception in worker process")

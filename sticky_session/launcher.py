@@ -118,7 +118,7 @@ class _ScriptWorker:
         def note(*details: Any) -> None:
             self._script_failed = True
             # All workers fail alike: only the first says so.
-            if self.worker.seat.generation.table.claim_boot_report():
+            if self.worker.seat.generation.table.boot_report.take():
                 show(*details)
 
         sys.excepthook = note

@@ -17,6 +17,7 @@ from gunicorn.glogging import Logger
 from gunicorn.sock import ssl_context
 
 from sticky_session import handoff
+from sticky_session.advice import Advice
 from sticky_session.connection import FOREVER, Connection
 from sticky_session.environ import bind_environ
 from sticky_session.hooks import custom_hook
@@ -58,6 +59,7 @@ class Server(pywsgi.WSGIServer):  # type: ignore[misc]
         super().__init__(channel, application=worker.wsgi, spawn=pool, log=None, error_log=None)
         known = identification(cfg, worker.options)
         self.homes = Homes(worker.seat, worker.options.header()) if isinstance(known, ByHeader) else None
+        self.advice = Advice(cfg, worker.options, worker.seat.generation.table.advice, worker.log)
         self.bases = [bind_environ(cfg, address, worker.seat.slot) for _, address in self._binds]
         # pywsgi takes one at a time where several processes share a listening socket; nobody shares ours.
         self.max_accept = 64

@@ -42,6 +42,31 @@ class Channel:
         return False
 
 
+class Claim:
+    """Something that only one of several processes does: the first that takes it. Memory can't promise that."""
+
+    __slots__ = ("_descriptor",)
+
+    def __init__(self) -> None:
+        self._descriptor = os.eventfd(1, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+
+    def take(self) -> bool:
+        """Whether the caller is the first."""
+        try:
+            os.eventfd_read(self._descriptor)
+        except BlockingIOError:
+            return False
+        return True
+
+    def renew(self) -> None:
+        """Let somebody take it again."""
+        os.eventfd_write(self._descriptor, 1)
+
+    def close(self) -> None:
+        """Give it up in this process."""
+        handoff.close(self._descriptor)
+
+
 class Table:
     """What arbiter, listener and workers tell each other, in memory they share.
 
@@ -56,8 +81,9 @@ class Table:
         view = memoryview(self._memory)
         self._numbers = view.cast("Q")
         self._times = view.cast("d")
-        # Only one process can take the one that is in here; memory can't promise that.
-        self._boot_report = os.eventfd(1, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        # Why a worker can't boot, and what a user should know of a proxy, are said once.
+        self.boot_report = Claim()
+        self.advice = Claim()
 
     def _cell(self, slot: int) -> int:
         return _HEADER_CELLS + _CELLS_A_SLOT * slot
@@ -124,23 +150,12 @@ class Table:
         """The process id of the last listener that has ceased to accept."""
         return self._numbers[1]
 
-    def claim_boot_report(self) -> bool:
-        """Whether the caller is the first worker that reports why it could not boot."""
-        try:
-            os.eventfd_read(self._boot_report)
-        except BlockingIOError:
-            return False
-        return True
-
-    def renew_boot_report(self) -> None:
-        """A worker has booted: the next one that can't has a reason of its own."""
-        os.eventfd_write(self._boot_report, 1)
-
     def close(self) -> None:
         """Give the memory back in this process."""
         self._numbers.release()
         self._times.release()
-        handoff.close(self._boot_report)
+        self.boot_report.close()
+        self.advice.close()
 
 
 def wake(doorbell: int) -> None:

@@ -147,22 +147,22 @@ def test_last_closed(table: Table) -> None:
 
 def test_boot_report(table: Table) -> None:
     """Of all workers that can't boot, one reports why."""
-    in_child(table.claim_boot_report)
-    assert not table.claim_boot_report()
+    in_child(table.boot_report.take)
+    assert not table.boot_report.take()
 
 
 def test_boot_report_first(table: Table) -> None:
     """The first one does."""
-    assert table.claim_boot_report()
+    assert table.boot_report.take()
 
 
 def test_boot_report_again(table: Table) -> None:
     """After a worker has booted, however many did, one more report is made, and only one."""
-    assert table.claim_boot_report()
-    table.renew_boot_report()
-    table.renew_boot_report()
-    assert table.claim_boot_report()
-    assert not table.claim_boot_report()
+    assert table.boot_report.take()
+    table.boot_report.renew()
+    table.boot_report.renew()
+    assert table.boot_report.take()
+    assert not table.boot_report.take()
 
 
 def test_table_gives_memory_back() -> None:
