@@ -84,7 +84,7 @@ class ClientHeader:
             entry = entries[self._hop]
         if self._is_forwarded:
             return self._address_of(_find_for(entry))
-        if len(entry) > 1 and entry[0] == entry[-1] == '"':
+        if entry[0] == entry[-1] == '"':
             entry = _unquote(entry[1:-1])
         return self._address_of(entry)
 
@@ -157,8 +157,8 @@ def _split_quoted(value: str) -> list[str]:
             start = match.end()
         elif found == '"':
             # Never closed, and nor is any quote after it: looking for their ends would take the length's square.
-            first, *others = value[match.start() :].split(",")
-            return [*entries, value[start : match.start()] + first, *others]
+            # The entry is unusable, whatever is before the quote.
+            return [*entries, *value[match.start() :].split(",")]
     return [*entries, value[start:]]
 
 

@@ -121,9 +121,9 @@ class HeadReader:
 
     def _read(self, seen: bytes, stop: int) -> Answer:
         if self._line_end < 0:
-            answer = self._find_line(seen, stop)
-            if self._line_end < 0:
-                return answer
+            verdict = self._find_line(seen, stop)
+            if verdict is not None:
+                return verdict
         begin = max(self._line_end, self._seen - 2)
         end = seen.find(b"\n\r\n", begin, stop)
         bare = seen.find(b"\n\n", begin, stop if end < 0 else end)
@@ -134,20 +134,19 @@ class HeadReader:
             return Verdict.MORE
         return self._finder.find_between(seen, self._line_end, end) or Verdict.PEER
 
-    def _find_line(self, seen: bytes, stop: int) -> Verdict:
-        """Look for the request line's end. Until it has been seen, what is returned is the answer."""
+    def _find_line(self, seen: bytes, stop: int) -> Verdict | None:
+        """Look for the request line's end; None once it has been seen."""
         start = self._start
-        if seen[start] in b"\r\n":
+        if seen.startswith((b"\r", b"\n"), start, stop):
             empty = _EMPTY_LINES(seen, start, stop)
             assert empty is not None
             start = self._start = empty.end()
-            if start == stop:
-                return Verdict.MORE
         line_end = seen.find(b"\n", max(start, self._seen), stop)
         if line_end >= 0:
-            if _REQUEST_LINE(seen, start, stop):
-                self._line_end = self._seen = line_end
-            return Verdict.PEER
+            if not _REQUEST_LINE(seen, start, stop):
+                return Verdict.PEER
+            self._line_end = self._seen = line_end
+            return None
         # The CR that was the last byte the last time may now be one that ends no line.
         if _NO_METHOD(seen, start, stop) or _CONTROL(seen, max(start, self._seen - 1), stop):
             return Verdict.PEER

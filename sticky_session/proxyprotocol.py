@@ -1,6 +1,6 @@
 """The PROXY protocol, versions 1 and 2, read without I/O: whose connection did the proxy pass on? Pure.
 
-The specification is HAProxy's `proxy-protocol.txt <https://www.haproxy.org/download/3.2/doc/proxy-protocol.txt>`_;
+The specification is HAProxy's `proxy-protocol.txt <https://github.com/haproxy/haproxy/blob/master/doc/proxy-protocol.txt>`_;
 section numbers below are its. What begins with a header is held to it strictly, and refused as early as it can be
 told: what comes after a malformed header can't be trusted to be a request.
 
@@ -27,10 +27,11 @@ _MODES = frozenset({"off", "v1", "v2", "auto"})
 _FAMILIES = (b"TCP4", b"TCP6", b"UNKNOWN")
 # What an address and a port may begin with; the addresses' own syntax is inet_pton's business. The longest IPv6
 # address ends in IPv4's notation.
-_BEGINNINGS = {
-    b"TCP4": (re.compile(rb"[0-9.]{0,15}").fullmatch, re.compile(rb"(?:0|[1-9][0-9]{0,4})?").fullmatch),
-    b"TCP6": (re.compile(rb"[0-9A-Fa-f:.]{0,45}").fullmatch, re.compile(rb"(?:0|[1-9][0-9]{0,4})?").fullmatch),
+_ADDRESS_BEGINNINGS = {
+    b"TCP4": re.compile(rb"[0-9.]{0,15}").fullmatch,
+    b"TCP6": re.compile(rb"[0-9A-Fa-f:.]{0,45}").fullmatch,
 }
+_PORT_BEGINNING = re.compile(rb"(?:0|[1-9][0-9]{0,4})?").fullmatch
 
 # By the high and low half of byte 14 (section 2.2).
 _UNSPECIFIED, _IPV4, _IPV6, _UNIX = range(4)
@@ -120,7 +121,7 @@ def _read_v1(seen: bytes) -> Answer:
         is_port = index >= 2
         growing = not ended and index == len(parts) - 1
         try:
-            if not _BEGINNINGS[family][is_port](part):
+            if not (_PORT_BEGINNING if is_port else _ADDRESS_BEGINNINGS[family])(part):
                 raise ValueError
             if growing:
                 return None
