@@ -9,6 +9,8 @@
 # with apt-get. What can't be installed is an error.
 
 PYTHON ?= python3
+# Debian has daemons where a user's PATH may not lead.
+export PATH := $(PATH):/usr/sbin:/sbin
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 BIN := .venv/bin
 
@@ -22,7 +24,7 @@ apt-get = $(SUDO) apt-get update -qq && DEBIAN_FRONTEND=noninteractive $(SUDO) a
 serve: .venv/example.stamp examples/chat/node_modules/.stamp
 	$(BIN)/sticky-session serve --chdir examples/chat app:app
 
-test: style docs .venv/test.stamp .venv/tools.stamp tests/clients/node_modules/.stamp examples/chat/node_modules/.stamp
+test: style docs .venv/test.stamp .venv/tools.stamp .venv/proxies.stamp tests/clients/node_modules/.stamp examples/chat/node_modules/.stamp
 	$(BIN)/python -m pytest
 
 style: .venv/style.stamp .venv/test.stamp
@@ -67,6 +69,21 @@ clean:
 # The programs that tests run, beside what is a part of every Debian.
 .venv/tools.stamp: .venv/created.stamp
 	$(call need,curl,curl)
+	touch $@
+
+# The proxies that tests put before a server. Their packages start a daemon each on a machine with an init system, unless
+# there is a policy-rc.d(8) that forbids it.
+POLICY := /usr/sbin/policy-rc.d
+.venv/proxies.stamp: .venv/created.stamp
+	test -e $(POLICY) || { \
+		printf '#!/bin/sh\nexit 101\n' | $(SUDO) install -m 755 /dev/stdin $(POLICY); \
+		trap '$(SUDO) rm $(POLICY)' EXIT; \
+	}; \
+	{ $(call need,nginx,nginx); } && \
+	{ test -e /usr/lib/nginx/modules/ngx_stream_module.so || { $(apt-get) libnginx-mod-stream; }; } && \
+	{ $(call need,haproxy,haproxy); } && \
+	{ $(call need,apache2,apache2-bin); } && \
+	{ $(call need,caddy,caddy); }
 	touch $@
 
 %/node_modules/.stamp: %/package.json %/package-lock.json %/.npmrc

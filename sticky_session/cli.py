@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 from ipaddress import ip_address
 
-from sticky_session import __version__
+from sticky_session import __version__, proxyconfig
 from sticky_session.address import Masks
 from sticky_session.config import OPTIONS, Option, Options
 from sticky_session.errors import OptionError, StickySessionError
@@ -20,6 +21,8 @@ usage: sticky-session COMMAND [ARGUMENT ...]
 commands:
   serve APP   run a WSGI app on all processors, every client on its own worker
   ring        show which slot an address maps to, and how even the ring is
+  proxy-config PROXY
+              print a configuration of nginx, haproxy, ... that puts it before us
 
 sticky-session COMMAND --help tells more; sticky-session --version.
 """
@@ -37,8 +40,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         serve(arguments[1:])
     elif command == "ring":
         show_ring(arguments[1:])
+    elif command == "proxy-config":
+        show_proxy_config(arguments[1:])
     else:
-        sys.exit(f"sticky-session: there is no command {command!r}; expected serve or ring. See sticky-session --help")
+        sys.exit(
+            f"sticky-session: there is no command {command!r}; expected serve, ring or proxy-config. "
+            "See sticky-session --help"
+        )
 
 
 def serve(arguments: Sequence[str]) -> None:
@@ -95,3 +103,48 @@ def show_ring(arguments: Sequence[str]) -> None:
             f"\n{ring.workers} -> {grown.workers} workers: {moved / ring.partitions:.2%} of the keys move, "
             f"all of them to slot {ring.workers}"
         )
+
+
+def show_proxy_config(arguments: Sequence[str]) -> None:
+    """``sticky-session proxy-config``: the other side's configuration."""
+    parser = argparse.ArgumentParser(
+        prog="sticky-session proxy-config",
+        description="Print a complete configuration of a proxy that stands before one or many machines running us, "
+        "and the command that starts us behind it.",
+    )
+    parser.add_argument("name", choices=proxyconfig.PROXIES, metavar="PROXY", help=", ".join(proxyconfig.PROXIES))
+    parser.add_argument(
+        "--server",
+        action="append",
+        dest="servers",
+        default=[],
+        metavar="HOST:PORT",
+        help="where we listen, or unix:/PATH; once for each machine [127.0.0.1:8000]",
+    )
+    parser.add_argument("--listen", metavar="[HOST]:PORT", help="where the proxy listens [:80]")
+    parser.add_argument("--server-name", metavar="NAME", help="the site's name [every name]")
+    parser.add_argument(
+        "--via",
+        choices=proxyconfig.VIAS,
+        default=proxyconfig.HEADER,
+        help="how we learn the client's address: X-Forwarded-For, or the PROXY protocol [header]",
+    )
+    parser.add_argument(
+        "--stickiness",
+        choices=proxyconfig.STICKINESS,
+        help="how clients stay on one of several machines: by a consistent hash of their address, by the proxy's "
+        "simple hash of it, or by a cookie [the first of these that the proxy has; traefik: cookie]",
+    )
+    for flag, default, what in (
+        ("--ping-interval", 25.0, "how often the Engine.IO server pings"),
+        ("--ping-timeout", 20.0, "how long it waits for the answer"),
+    ):
+        help_text = f"{what}; the proxy's timeouts are longer than both together [{default:g}]"
+        parser.add_argument(flag, type=float, default=default, metavar="SECONDS", help=help_text)
+    given = parser.parse_args(arguments)
+    made_by = " ".join(shlex.join(["sticky-session", "proxy-config", *arguments]).split())
+    try:
+        text = proxyconfig.configure(**vars(given), made_by=made_by)
+    except OptionError as error:
+        parser.exit(2, f"{parser.prog}: {error}\n")
+    print(text, end="")

@@ -123,10 +123,11 @@ def test_help(capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...]) ->
     printed = output(capsys, *arguments)
     assert "serve APP" in printed
     assert "ring" in printed
+    assert "proxy-config PROXY" in printed
 
 
 def test_unknown_command(capsys: pytest.CaptureFixture[str]) -> None:
     """An unknown command is one clear line."""
     said = refusal(capsys, "swim")
-    assert said.startswith("sticky-session: there is no command 'swim'; expected serve or ring")
+    assert said.startswith("sticky-session: there is no command 'swim'; expected serve, ring or proxy-config")
     assert "\n" not in said

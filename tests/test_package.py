@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -70,10 +71,7 @@ def test_command() -> None:
 
 def test_wheel(tmp_path: Path) -> None:
     """A wheel built from this tree has every module, the type marker, the licence and the command."""
-    source = tmp_path / "source"
-    shutil.copytree(ROOT / "sticky_session", source / "sticky_session", ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("setup.cfg", "setup.py", "README.md", "LICENSE"):
-        shutil.copy(ROOT / name, source)
+    source = copy_of_source(tmp_path)
     run(
         "-m",
         "pip",
@@ -92,6 +90,30 @@ def test_wheel(tmp_path: Path) -> None:
         names = set(archive.namelist())
         (entry_points,) = (name for name in names if name.endswith("entry_points.txt"))
         assert "sticky-session = sticky_session.cli:main" in archive.read(entry_points).decode()
-    modules = {f"sticky_session/{path.name}" for path in (ROOT / "sticky_session").glob("*.py")}
-    assert modules | {"sticky_session/py.typed"} <= names
+    assert packaged() <= names
     assert any(name.endswith("LICENSE") for name in names)
+
+
+def test_sdist(tmp_path: Path) -> None:
+    """A source distribution has the same modules and data."""
+    source = copy_of_source(tmp_path)
+    run("-W", "ignore", "setup.py", "-q", "sdist", "--formats=tar", "-d", str(tmp_path), cwd=source)
+    (sdist,) = tmp_path.glob("sticky*session-*.tar")
+    with tarfile.open(sdist) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    assert packaged() <= names
+
+
+def copy_of_source(folder: Path) -> Path:
+    """What a package is built from, without what building leaves."""
+    source = folder / "source"
+    shutil.copytree(ROOT / "sticky_session", source / "sticky_session", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("setup.cfg", "setup.py", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    return source
+
+
+def packaged() -> set[str]:
+    """The files that every package of ours has."""
+    patterns = ("*.py", "py.typed", "proxyconfigs/*")
+    return {str(path.relative_to(ROOT)) for name in patterns for path in (ROOT / "sticky_session").glob(name)}
