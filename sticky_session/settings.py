@@ -92,7 +92,7 @@ def check_settings(cfg: Any) -> None:
 
 def _wants_header(cfg: Any, options: Options) -> bool:
     """Whether the user has said something of headers; gunicorn trusts this machine's own proxies by itself."""
-    if options.client_header == OFF:
+    if options.client_header == OFF or not cfg.forwarded_allow_ips:
         return False
     return options.client_header != _DEFAULT_HEADER or set(cfg.forwarded_allow_ips) != {"127.0.0.1", "::1"}
 

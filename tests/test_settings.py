@@ -146,6 +146,7 @@ def test_tls_and_header(flags: tuple[str, ...]) -> None:
         (),
         ("--proxy-protocol", "--forwarded-allow-ips", "192.0.2.1"),
         ("--sticky-client-header", "off", "--forwarded-allow-ips", "192.0.2.1"),
+        ("--forwarded-allow-ips", ""),
     ],
 )
 def test_tls_without_header(flags: tuple[str, ...]) -> None:
