@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import tempfile
 from collections.abc import Iterator
 from itertools import product
-from pathlib import Path
 
 import pytest
 
@@ -107,14 +108,12 @@ def test_websocket(proxy: type[Proxy]) -> None:
 
 
 @ALL
-def test_unix_socket(proxy: type[Proxy], tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_unix_socket(proxy: type[Proxy]) -> None:
     """A server on a Unix socket is reached."""
-    folder = tmp_path_factory.getbasetemp()
-    path = folder / f"{proxy.name}.sock"
-    for place in (folder, folder.parent):
-        place.chmod(0o755)  # Apache's children are another user
-    with Server("echo_websocket:app", workers=1, bind=[f"unix:{path}"]):
-        with proxy(f"--server=unix:{path}") as front:
+    with tempfile.TemporaryDirectory() as folder:
+        os.chmod(folder, 0o755)  # noqa: S103 - Apache's children are another user
+        place = f"unix:{folder}/socket"
+        with Server("echo_websocket:app", workers=1, bind=[place]), proxy(f"--server={place}") as front:
             assert environ(front.port)["HTTP_X_FORWARDED_FOR"] == ADDRESS
             websocket = WebSocketWire(front.port)
             websocket.write(frame(TEXT, b"hello"))

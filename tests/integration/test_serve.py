@@ -64,7 +64,7 @@ def test_workers() -> None:
 def test_precedence(tmp_path: Path) -> None:
     """Every option: a flag over GUNICORN_CMD_ARGS over the configuration file over the environment."""
     config = tmp_path / "conf.py"
-    config.write_text("".join(f"{option.setting} = {text(option, 2)}\n" for option in OPTIONS))
+    config.write_text("".join(f"{option.setting} = {text(option, 2)!r}\n" for option in OPTIONS))
     environment = {option.environment: text(option, 1) for option in OPTIONS}
     arguments = {"GUNICORN_CMD_ARGS": " ".join(f"{option.flag} {text(option, 3)}" for option in OPTIONS)}
     flags = [word for option in OPTIONS for word in (option.flag, text(option, 4))]
