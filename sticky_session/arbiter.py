@@ -318,6 +318,10 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
         self._stopping = True
         # The arbiter that started this one may have gone a moment ago.
         self.maybe_promote_master()
+        if graceful:
+            # The listener may have ended a moment ago, and connections wait in the kernel's queues for the next one.
+            self._listeners.reap()
+            self._watch_listener(pause=False)
         sockets.close(self._generations.sockets(), unlink=self.owns_socket_files())
         self.LISTENERS = []
         for generation in self._generations:
@@ -477,14 +481,17 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
 
     # --- the listener
 
-    def _watch_listener(self) -> None:
-        """Have a listener that feeds the current generation, unless this arbiter rests."""
+    def _watch_listener(self, *, pause: bool = True) -> None:
+        """Have a listener that feeds the current generation, unless this arbiter rests.
+
+        :param pause: whether to wait a moment if one has just failed
+        """
         current = self._generations.current
         ready = self._has_served and current.is_filled(current.ring_size)
         if not self._upgrade.may_accept(ready, self._listeners.is_accepting()) or self.num_workers == 0:
             self._listeners.stop(signal.SIGTERM)
         else:
-            self._listeners.start(current)
+            self._listeners.start(current, pause=pause)
 
     def _be_listener(self, generation: Generation) -> NoReturn:
         """The listener's side of the fork."""

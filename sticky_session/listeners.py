@@ -63,10 +63,10 @@ class Listeners:
         """Whether a listener that has been told to stop may still send to a generation's channels."""
         return any(listener.generation is generation for listener in self._former.values())
 
-    def start(self, generation: Generation) -> None:
-        """Have a listener, unless the former one still accepts, or one has just failed."""
+    def start(self, generation: Generation, *, pause: bool = True) -> None:
+        """Have a listener, unless the former one still accepts, or (``pause``) one has just failed."""
         now = time.monotonic()
-        if self._current is not None or self.is_accepting() or now < self._start_at:
+        if self._current is not None or self.is_accepting() or (pause and now < self._start_at):
             return
         try:
             pid = children.fork()

@@ -196,6 +196,18 @@ def test_connections_of_a_worker_that_was_just_killed() -> None:
         assert_ends(server, 0)
 
 
+def test_backlog_of_a_listener_that_was_just_killed() -> None:
+    """TERM right after the listener's death: what waited in the kernel for it is served all the same."""
+    with Server(workers=2) as server:
+        with stopped(server.listener_pid, server.pid):
+            waiting = [send(server.port, "/", address) for address in addresses(20)]
+            os.kill(server.listener_pid, SIGKILL)
+            wait_until(lambda: not alive(server.listener_pid), what="the listener is dead")
+            server.signal(SIGTERM)
+        assert {receive(it).json()["slot"] for it in waiting} == {0, 1}
+        assert_ends(server, 0)
+
+
 def test_term_while_booting(tmp_path: Path) -> None:
     """TERM while the app is being imported: what waits is served when it is done, and the exit status is 0."""
     gate = Gate(tmp_path)
