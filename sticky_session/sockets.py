@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import _socket
 import contextlib
 import os
 from collections.abc import Iterable
-from socket import AF_UNIX
+from socket import AF_INET, AF_INET6, AF_UNIX, SOCK_STREAM
 from typing import Any
 
 from gunicorn.sock import TCP6Socket, TCPSocket, UnixSocket
@@ -23,28 +24,47 @@ def listen_on(cfg: Any, log: Any, listening: Iterable[Any]) -> list[Any]:
     :raises OSError: an address can't be listened on; nothing has been opened
     :raises OptionError: a descriptor is among the addresses
     """
-    known = {sock.cfg_addr: sock for sock in listening}
+    # Of an inherited socket the first is the second: an address, where the configuration may have a name.
+    known = {address: sock for sock in listening for address in (sock.cfg_addr, sock.getsockname())}
     opened: list[Any] = []
-    sockets = []
+    sockets: list[Any] = []
     try:
         for address in cfg.address:
             if isinstance(address, int):
                 raise OptionError(f"bind=fd://{address}: a reload can't change bind to that; restart")
-            if address not in known:
-                opened.append(_open(address, cfg, log))
-            sockets.append(known.get(address) or opened[-1])
+            sock = known.get(address) or known.get(_resolve(address))
+            if sock is None:
+                sock = known[address] = _open(address, cfg, log)
+                opened.append(sock)
+            if sock not in sockets:
+                sockets.append(sock)
     except BaseException:
         close(opened, unlink=True)
         raise
     return sockets
 
 
+def _resolve(address: Any) -> Any:
+    """What getsockname() says of a socket that was bound to an address."""
+    if isinstance(address, str):
+        return address
+    host, port = address
+    try:
+        return _socket.getaddrinfo(host, port, AF_INET6 if is_ipv6(host) else AF_INET, SOCK_STREAM)[0][4]
+    except OSError:
+        return address
+
+
 def _open(address: Any, cfg: Any, log: Any) -> Any:
     kind = UnixSocket if isinstance(address, str) else TCP6Socket if is_ipv6(address[0]) else TCPSocket
+    # gunicorn sets it and, if it can't bind, leaves it so.
+    umask = os.umask(cfg.umask)
     try:
         return kind(address, cfg, log)
     except OSError as error:
         raise OSError(error.errno, f"{error.strerror}: {address}") from None
+    finally:
+        os.umask(umask)
 
 
 def close(sockets: Iterable[Any], *, unlink: bool) -> None:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import socket
 from pathlib import Path
-from signal import SIGHUP, SIGKILL
+from signal import SIGHUP, SIGKILL, SIGTERM
 
 import pytest
 
 from harness import APPS, Load, Server, addresses, get, wait_until
 from midway import children_and_zombies
 from pending import UnixClient, is_refused
+from test_upgrade_usr2 import end, upgrade
 
 APP = """
 {extra}
@@ -144,7 +146,12 @@ def test_stop_in_the_middle_of_a_change_of_addresses(tmp_path: Path) -> None:
         assert [path.exists() for path in paths] == [False, False]
 
 
-@pytest.mark.parametrize("other", ["127.0.0.1:{taken}", "fd://0"])
+def umask(pid: int) -> str:
+    """The file mode creation mask of a process."""
+    return re.findall(r"^Umask:\s+(\d+)$", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)[0]
+
+
+@pytest.mark.parametrize("other", ["127.0.0.1:{taken}", "fd://0", "unix:/no/such/place/socket"])
 def test_address_that_cannot_be_used(tmp_path: Path, other: str) -> None:
     """One line says so, nothing of the new configuration stays, and the old one goes on."""
     old, new = free_port(), free_port()
@@ -152,7 +159,7 @@ def test_address_that_cannot_be_used(tmp_path: Path, other: str) -> None:
         place = other.format(taken=taken.getsockname()[1])
         site = Site(tmp_path, f"127.0.0.1:{old}")
         with site.server, Load(old, addresses(20)) as load:
-            before = dict(site.server.worker_pids)
+            before, mask = dict(site.server.worker_pids), umask(site.server.pid)
             site.configure(f"127.0.0.1:{new}", place)
             mark = site.hang_up()
             site.server.wait_for("Reload failed", after=mark)
@@ -160,4 +167,32 @@ def test_address_that_cannot_be_used(tmp_path: Path, other: str) -> None:
             assert is_refused(new)
             load.wait_for(50)
             assert site.server.worker_pids == before
+            assert umask(site.server.pid) == mask
         assert load.failures == []
+
+
+def test_same_address_twice(tmp_path: Path) -> None:
+    """Under any of its names it is one socket."""
+    port = free_port()
+    site = Site(tmp_path, f"127.0.0.1:{port}")
+    with site.server:
+        site.reload(f"127.0.0.1:{port}", f"localhost:{port}", f"127.0.0.1:{port}")
+        assert server_port(port) == str(port)
+
+
+@pytest.mark.parametrize("host", ["localhost", "[::1]"])
+def test_inherited_address_that_stays(tmp_path: Path, host: str) -> None:
+    """A new arbiter after SIGUSR2 knows its sockets' addresses, whatever the configuration calls them."""
+    stays, comes = free_port(), free_port()
+    site = Site(tmp_path, f"{host}:{stays}")
+    with site.server as server:
+        new = upgrade(server)
+        server.signal(SIGTERM)
+        assert server.wait() == 0
+        site.configure(f"127.0.0.1:{comes}", f"{host}:{stays}")
+        mark = server.mark()
+        os.kill(new, SIGHUP)
+        for slot in range(2):
+            server.wait_for_worker(slot, after=mark)
+        assert server_port(comes) == str(comes)
+        end(new)
