@@ -43,6 +43,7 @@ from sticky_session.listener import Listener
 from sticky_session.listeners import Listeners
 from sticky_session.settings import check_settings, options_of, warnings
 from sticky_session.succession import Succession
+from sticky_session.surroundings import Surroundings
 from sticky_session.upgrade import Upgrade
 
 if TYPE_CHECKING:
@@ -101,9 +102,10 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
             # gevent's os.close has put off what gunicorn closed of inherited sockets: no child may have a copy.
             gevent.idle()
         self._listeners = Listeners(self.log, self._be_listener)
-        self._generations = Succession(self._new_generation(), self.WORKERS, self._listeners, self.log)
         # The workers whose end has not been noted yet.
         self._workers: dict[int, Worker] = {}
+        first = self._new_generation(self.LISTENERS)
+        self._generations = Succession(first, self._workers, self._listeners, self.log)
         self._has_served = False
         self._stopping = False
 
@@ -138,8 +140,8 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
             # It takes it again for the next subprocess, and would wait for ever if it believed that it still has it.
             gevent.get_hub().loop.reset_sigchld()
 
-    def _new_generation(self) -> Generation:
-        generation = Generation(copy.copy(self.app), options_of(self.cfg), self.num_workers, list(self.LISTENERS))
+    def _new_generation(self, listening: list[Any]) -> Generation:
+        generation = Generation(copy.copy(self.app), options_of(self.cfg), self.num_workers, list(listening))
         for warning in warnings(self.cfg, generation.binds):
             self.log.warning("%s", warning)
         return generation
@@ -157,8 +159,7 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
         generations = self._generations
         with self._closing_unused_sockets():
             generations.change_over()
-        self._limit_workers()
-        generations.resize(self.num_workers)
+        self._resize()
         for generation, slot in list(generations.to_fill(self.num_workers)):
             self._spawn(generation, slot)
         self._watch_listener()
@@ -213,9 +214,15 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
 
     def murder_workers(self) -> None:
         """Kill the workers, and the listeners, that have not been heard of for too long."""
-        super().murder_workers()
-        if self.timeout:
-            self._listeners.murder(self.timeout)
+        for pid, worker in list(self.WORKERS.items()):
+            # gunicorn would judge those of the former configuration by the timeout of the new one.
+            timeout = worker.cfg.timeout
+            if timeout and time.monotonic() - worker.tmp.last_update() > timeout:
+                if not worker.aborted:
+                    self.log.critical("WORKER TIMEOUT (pid:%s)", pid)
+                self.kill_worker(pid, signal.SIGKILL if worker.aborted else signal.SIGABRT)
+                worker.aborted = True
+        self._listeners.murder()
 
     # --- SIGHUP
 
@@ -226,22 +233,23 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
         changes nothing.
         """
         self._stats["reloads"] += 1
-        former = copy.copy(self.app)
+        former = self._generations.newest
+        former.surroundings, former.wanted = Surroundings.now(), self.num_workers
         self._unset_environment()
-        opened: list[Any] = []
+        before, listening = self._generations.sockets(), self.LISTENERS
         try:
             self.app.reload()
             self._check_reload()
-            listening = self.LISTENERS
             if self.app.cfg.address != former.cfg.address:
-                listening = sockets.listen_on(self.app.cfg, self.log, self._generations.sockets())
-                opened = [it for it in listening if it not in self._generations.sockets()]
+                listening = sockets.listen_on(self.app.cfg, self.log, before)
             self.setup(self.app)
+            self._rewrite_pidfile()
+            generation = self._new_generation(listening)
         except (Exception, SystemExit) as error:
             # gunicorn has said why before SystemExit.
             reason = "" if isinstance(error, SystemExit) else error
             self.log.error("Reload failed, the old configuration stays in force. %s", reason)
-            sockets.close(opened, unlink=self.owns_socket_files())
+            sockets.close([it for it in listening if it not in before], unlink=self.owns_socket_files())
             self._return_to(former)
             return
         self.log.reopen_files()
@@ -250,14 +258,8 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
             if self.LISTENERS is not listening:
                 self.LISTENERS = listening
                 self.log.info("Listening at: %s", ",".join(map(str, listening)))
-            self._generations.begin(self._new_generation())
+            self._generations.begin(generation)
         self.cfg.on_reload(self)
-        if self.pidfile is not None:
-            self.pidfile.unlink()
-            self.pidfile = None
-        if self.cfg.pidfile is not None:
-            self.pidfile = Pidfile(self.cfg.pidfile)
-            self.pidfile.create(self.pid)
         util._setproctitle(f"master [{self.proc_name}]")
 
     def _check_reload(self) -> None:
@@ -283,22 +285,50 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
             else:
                 os.environ.pop(name, None)
 
-    def _return_to(self, app: Any) -> None:
-        """Put a former configuration in force again."""
-        self._unset_environment()
-        self.app.__dict__.update(app.__dict__)
-        if self.cfg is app.cfg:
-            os.environ.update(app.cfg.env)
-        else:
+    def _rewrite_pidfile(self) -> None:
+        """Have the process id in the configuration's file, and nowhere else.
+
+        :raises OSError: the file can't be written; the former one stays
+        :raises RuntimeError: the file is another arbiter's, or has no directory; the former one stays
+        """
+        former, self.pidfile = self.pidfile, None
+        if former is not None:
+            former.unlink()
+        try:
+            if self.cfg.pidfile is not None:
+                pidfile = Pidfile(f"{self.cfg.pidfile}.2" if self.master_pid else self.cfg.pidfile)
+                pidfile.create(self.pid)
+                self.pidfile = pidfile
+        except (OSError, RuntimeError):
+            self.pidfile = former
+            if former is not None:
+                former.create(self.pid)
+            raise
+
+    def _return_to(self, generation: Generation) -> None:
+        """Put a generation's configuration in force again, which was so before a later one was read."""
+        assert generation.surroundings is not None
+        generation.surroundings.restore()
+        generation.surroundings = None
+        self.app.__dict__.update(generation.app.__dict__)
+        if self.cfg is not generation.cfg:
             self.setup(self.app)
-            self._num_workers = self._generations.current.ring_size
+            self._num_workers = generation.wanted
+            try:
+                self._rewrite_pidfile()
+            except (OSError, RuntimeError) as error:
+                self.log.error("The pid file can't be written: %s", error)
 
     def _give_up_reload(self) -> None:
         """The next generation can't boot: go on with the current one and its configuration."""
         with self._closing_unused_sockets():
             self._generations.abandon()
             self.LISTENERS = list(self._generations.current.sockets)
-        self._return_to(self._generations.current.app)
+        resting = self.num_workers == 0
+        current = self._generations.current
+        self._return_to(current)
+        # After SIGWINCH it was to have none, and SIGHUP asked for some.
+        self._num_workers = 0 if resting else current.wanted or current.ring_size
 
     @contextlib.contextmanager
     def _closing_unused_sockets(self) -> Iterator[None]:
@@ -379,6 +409,9 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
         if self.reexec_pid != 0 or self.master_pid != 0:
             super().reexec()
             return
+        for listening in self._generations.sockets():
+            # During a reload there may be others, which the new arbiter would hold open and know nothing of.
+            listening.set_inheritable(listening in self.LISTENERS)
         try:
             with self._upgrade.offer(self.cfg.env_orig), original_fork():
                 super().reexec()
@@ -390,12 +423,18 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
 
     # --- steps
 
-    def _limit_workers(self) -> None:
-        """Leave out SIGTTIN's that are too many."""
-        most = self._generations.current.capacity
-        if self._generations.next is None and self.num_workers > most:
+    def _resize(self) -> None:
+        """SIGTTIN and SIGTTOU; leave out SIGTTIN's that are too many."""
+        generations = self._generations
+        most = generations.current.capacity
+        if generations.next is None and self.num_workers > most:
             self.log.error("workers=%s: expected at most %s, the number of partitions", self.num_workers, most)
             self.num_workers = most
+        try:
+            generations.resize(self.num_workers)
+        except OSError as error:
+            self.log.error("workers=%s: %s", self.num_workers, error.strerror)
+            self.num_workers = generations.current.ring_size
 
     def _note_ready_workers(self) -> None:
         for worker in self.WORKERS.values():
@@ -425,23 +464,27 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
     def _spawn(self, generation: Generation, slot: int) -> None:
         self.worker_age += 1
         cfg = generation.cfg
-        worker: Worker = cfg.worker_class(
-            self.worker_age,
-            self.pid,
-            generation.sockets,
-            generation.app,
-            cfg.timeout / 2.0,
-            cfg,
-            self.log,
-            seat=Seat(slot, generation, self._doorbell_push),
-        )
+        try:
+            worker: Worker = cfg.worker_class(
+                self.worker_age,
+                self.pid,
+                generation.sockets,
+                generation.app,
+                cfg.timeout / 2.0,
+                cfg,
+                self.log,
+                seat=Seat(slot, generation, self._doorbell_push),
+            )
+        except OSError as error:
+            # It has a temporary file.
+            self._put_off(generation, slot, error)
+            return
         worker.options = generation.options
         cfg.pre_fork(self, worker)
         try:
             pid = fork()
         except OSError as error:
-            self.log.error("No worker can be started for slot %s: %s; trying again", slot, error.strerror)
-            generation.retry_at[slot] = time.monotonic() + RETRY_SECONDS[-1]
+            self._put_off(generation, slot, error)
             worker.tmp.close()
             return
         if pid == 0:
@@ -450,9 +493,15 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
         self.WORKERS[pid] = self._workers[pid] = worker
         self._stats["workers_spawned"] += 1
 
+    def _put_off(self, generation: Generation, slot: int, error: OSError) -> None:
+        self.log.error("No worker can be started for slot %s: %s; trying again", slot, error.strerror)
+        generation.retry_at[slot] = time.monotonic() + RETRY_SECONDS[-1]
+
     def _be_worker(self, worker: Worker) -> NoReturn:
         """The child's side of the fork."""
         worker.pid = os.getpid()
+        if worker.seat.generation.surroundings is not None:
+            worker.seat.generation.surroundings.restore()
         self.cfg = worker.cfg
         for sibling in self.WORKERS.values():
             sibling.tmp.close()

@@ -6,12 +6,14 @@ SIGHUP makes a new generation beside the current one; see :mod:`.succession` for
 from __future__ import annotations
 
 import _socket
+import contextlib
 import os
 from dataclasses import dataclass, field
 from typing import Any
 
 from sticky_session.config import Options
 from sticky_session.slots import Channel, Table, wake
+from sticky_session.surroundings import Surroundings
 
 
 @dataclass(eq=False)
@@ -26,6 +28,8 @@ class Generation:
     :ivar binds: family and address of each
     :ivar failures: slot -> how many times in a row its worker failed to boot
     :ivar retry_at: slot -> when another worker may be started for it after that, by CLOCK_MONOTONIC
+    :ivar surroundings: what its processes find around them; None while that is what the arbiter has itself
+    :ivar wanted: how many slots it was to have when a later configuration was read
     """
 
     app: Any
@@ -35,13 +39,20 @@ class Generation:
     channels: list[Channel] = field(default_factory=list)
     failures: dict[int, int] = field(default_factory=dict)
     retry_at: dict[int, float] = field(default_factory=dict)
+    surroundings: Surroundings | None = None
+    wanted: int = 0
 
     def __post_init__(self) -> None:
         self.binds = [(listening.FAMILY, listening.getsockname()) for listening in self.sockets]
-        self.table = Table(self.capacity)
-        # To the listener: a worker that doesn't have a client's own channel sends its connection there.
-        self.returns = Channel()
-        self.grow(self.ring_size)
+        with contextlib.ExitStack() as made:
+            self.table = Table(self.capacity)
+            made.callback(self.table.close)
+            # To the listener: a worker that doesn't have a client's own channel sends its connection there.
+            self.returns = Channel()
+            made.callback(self.returns.close)
+            made.callback(self._close_channels)
+            self.grow(self.ring_size)
+            made.pop_all()
 
     @property
     def cfg(self) -> Any:
@@ -65,10 +76,13 @@ class Generation:
 
     def close(self) -> None:
         """Close channels and table in this process; the sockets may be another generation's, too."""
-        for channel in self.channels:
-            channel.close()
+        self._close_channels()
         self.returns.close()
         self.table.close()
+
+    def _close_channels(self) -> None:
+        for channel in self.channels:
+            channel.close()
 
 
 @dataclass

@@ -91,9 +91,10 @@ class Listeners:
         for listener in self._all():
             children.kill(listener.pid, number)
 
-    def murder(self, timeout_seconds: float) -> None:
-        """Kill those that have not been heard of for too long."""
+    def murder(self) -> None:
+        """Kill those that have not been heard of for too long, or not ended when told to."""
         for listener in self._all():
+            timeout_seconds = listener.generation.cfg.timeout or math.inf
             last_beat = max(listener.generation.table.last_beat, listener.started_at)
             now = time.monotonic()
             # An idle listener may take two beats' time for one. One that was told to stop may share its beats with

@@ -32,7 +32,7 @@ class Succession:
     """The arbiter's generations.
 
     :param first: the one that the first listener feeds
-    :param workers: gunicorn's live mapping from process id to worker
+    :param workers: live mapping from process id to worker, of those whose end has not been noted yet
     """
 
     def __init__(self, first: Generation, workers: dict[int, Worker], listeners: Listeners, log: Any) -> None:
@@ -49,6 +49,11 @@ class Succession:
         yield self.current
         if self.next is not None:
             yield self.next
+
+    @property
+    def newest(self) -> Generation:
+        """The one that was made last, whose configuration the arbiter has."""
+        return self.current if self.next is None else self.next
 
     def sockets(self) -> list[Any]:
         """The listening sockets of the current and the next generation, each once."""
@@ -69,23 +74,22 @@ class Succession:
             self.old.append(self.next)
             self.next = None
 
-    def change_over(self) -> bool:
-        """When all of the next generation's slots are filled, let the listener feed it.
-
-        :returns: whether the next has become the current one
-        """
+    def change_over(self) -> None:
+        """When all of the next generation's slots are filled, make it the current one, and let the listener feed it."""
         upcoming = self.next
         if upcoming is None or not upcoming.is_filled(upcoming.ring_size):
-            return False
+            return
         self.old.append(self.current)
         self.current, self.next = upcoming, None
         self._listeners.stop(signal.SIGTERM)
-        return True
 
     # --- the current ring's size
 
     def resize(self, wanted: int) -> None:
-        """Let the ring have ``wanted`` slots, 0 to the capacity, as soon as it can. 0 means that nobody is served."""
+        """Let the ring have ``wanted`` slots, 0 to the capacity, as soon as it can. 0 means that nobody is served.
+
+        :raises OSError: there can't be so many channels
+        """
         current = self.current
         if self.next is not None or wanted == current.ring_size:
             return

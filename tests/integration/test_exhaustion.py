@@ -8,10 +8,12 @@ import select
 import subprocess
 import sys
 from collections.abc import Iterator
-from signal import SIGTERM
+from signal import SIGHUP, SIGTERM, SIGTTIN, Signals
+
+import pytest
 
 from harness import Server, addresses, alive, connect, descriptors, get, wait_until
-from pending import client_of, receive, send, stopped
+from pending import client_of, receive, send, stopped, take_turn
 
 OUT = "Can't accept connections: Too many open files"
 BACK = "Descriptors are available again"
@@ -150,3 +152,22 @@ def test_stopped_worker_of_a_user_without_privileges() -> None:
         assert {receive(it).status for it in waiting} == {200}
         assert server.listener_pid == listener
         wait_until(lambda: descriptors(listener) <= before, what="the listener has closed everything")
+
+
+@pytest.mark.parametrize(
+    ("number", "limit", "complaint"),
+    [
+        (SIGHUP, 48, "Reload failed.*Too many open files"),
+        (SIGHUP, 64, "No worker can be started for slot .: Too many open files"),
+        (SIGTTIN, 48, "workers=.*: Too many open files"),
+    ],
+)
+def test_arbiter_without_descriptors(number: Signals, limit: int, complaint: str) -> None:
+    """More channels or workers than it has descriptors for: it says so, and goes on with those it has."""
+    with Server(workers=10, prefix=limited(limit)) as server:
+        before = set(server.worker_pids.values())
+        while not server.find(complaint):
+            server.signal(number)
+            take_turn(server, server.pid)
+        assert get(server.port).status == 200
+        assert all(map(alive, before))

@@ -196,3 +196,20 @@ def test_inherited_address_that_stays(tmp_path: Path, host: str) -> None:
             server.wait_for_worker(slot, after=mark)
         assert server_port(comes) == str(comes)
         end(new)
+
+
+def test_new_arbiter_in_the_middle_of_a_change_of_addresses(tmp_path: Path) -> None:
+    """SIGUSR2 while SIGHUP's workers boot: the new arbiter has the new socket, and nothing of the old one."""
+    old, new = free_port(), free_port()
+    site = Site(tmp_path, f"127.0.0.1:{old}")
+    with site.server as server:
+        site.write("import time; time.sleep(2)")
+        site.configure(f"127.0.0.1:{new}")
+        mark = site.hang_up()
+        server.wait_for("Booting worker", after=mark, count=2)
+        arbiter = upgrade(server)
+        server.signal(SIGTERM)
+        assert server.wait() == 0
+        assert server_port(new) == str(new)
+        assert is_refused(old)
+        end(arbiter)

@@ -12,15 +12,18 @@ import websocket
 
 from harness import APPS, Load, Server, addresses, descriptors, get, wait_until
 from midway import Sessions, ask, children_and_zombies, clients_of, websocket_to
-from pending import stopped
+from pending import stopped, take_turn
 
 APP = """
 import os
 {extra}
 import survivor
+from gevent.monkey import get_original
 
 def app(environ, start_response):
-    if environ["PATH_INFO"] != "/version":
+    if environ["PATH_INFO"] == "/hang":
+        get_original("time", "sleep")(4)
+    elif environ["PATH_INFO"] != "/version":
         return survivor.app(environ, start_response)
     start_response("200 OK", [("Content-Type", "text/plain"), ("Content-Length", "3")])
     return [b"{version} " + os.environ.get("FLAVOUR", "-").encode()]
@@ -158,6 +161,8 @@ def test_app_that_fails_to_import(site: Site) -> None:
         ("worker_class = 'no.such.Worker'", "no.such.Worker"),
         ("worker_class = 'gevent'", "worker_class=gevent"),
         ("sticky_seed = -1", "-1"),
+        ("raw_env = ['FLAVOUR']", "FLAVOUR"),
+        ("pidfile = '/no/such/place/pid'", "/no/such/place"),
     ],
 )
 def test_configuration_with_an_error(tmp_path: Path, config: str, complaint: str) -> None:
@@ -208,20 +213,28 @@ def test_failed_reload_leaves_the_ring(tmp_path: Path) -> None:
         assert len(load.failures) <= 6, load.failures
 
 
-def test_good_reload_before_a_bad_one(tmp_path: Path) -> None:
-    """A configuration with an error doesn't take back the reload before it, which was still under way."""
+@pytest.mark.parametrize(
+    ("extra", "config"), [("", "workers = ("), ("import no_such_module", "preload_app = True")], ids=["config", "app"]
+)
+def test_good_reload_before_a_bad_one(tmp_path: Path, extra: str, config: str) -> None:
+    """What can't even begin doesn't take back the reload before it, which was still under way."""
     site = Site(tmp_path)
     with site.server, Load(site.server.port, addresses(20)) as load:
-        site.write(2, extra="import time; time.sleep(1)")
-        site.configure("workers = 3")
+        site.write(2)
+        site.configure("workers = 3\ndef post_fork(server, worker):\n import time; time.sleep(1)")
         mark = site.hang_up()
         site.server.wait_for("Booting worker", count=3, after=mark)
-        site.configure("workers = (")
+        site.write(3, extra=extra)
+        site.configure(config)
         site.hang_up()
         site.server.wait_for("Reload failed", after=mark)
+        site.write(2)
         for slot in range(3):
             site.server.wait_for_worker(slot, after=mark)
-        wait_until(lambda: site.version() == "2 -")
+        third = clients_of(2, 1, workers=3)[0]
+        wait_until(lambda: site.version(third) == "2 -")
+        take_turn(site.server, site.server.pid)
+        assert get(site.server.port, "/", third).json()["slot"] == 2
         assert len(site.server.find("Booting worker", after=mark)) == 3
     assert load.failures == []
 
@@ -291,3 +304,71 @@ def test_reload_with_a_stopped_listener(tmp_path: Path) -> None:
             site.reload()
         wait_until(lambda: site.census() == census, timeout=30, what=f"the arbiter has {census} again")
         assert site.version() == "2 -"
+
+
+@pytest.mark.parametrize("error", ["workers = 0", ""], ids=["config", "app"])
+def test_failed_reload_leaves_directory_environment_and_pid_file(tmp_path: Path, error: str) -> None:
+    """A worker that replaces a killed one after it finds what the old configuration had made."""
+    site, pid_files = Site(tmp_path), [tmp_path / "old.pid", tmp_path / "new.pid"]
+    site.configure(f"pidfile = {os.fspath(pid_files[0])!r}")
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "site_app.py").write_text("import no_such_module")
+    with site.server:
+        site.configure(
+            f"import os; os.environ['FLAVOUR'] = 'new'\nchdir = {os.fspath(elsewhere)!r}\n"
+            f"pidfile = {os.fspath(pid_files[1])!r}\n{error}"
+        )
+        mark = site.hang_up()
+        site.server.wait_for("Reload failed" if error else "no_such_module", after=mark)
+        wait_until(lambda: children_and_zombies(site.server.pid) == 3)
+        for slot in range(2):
+            mark = site.server.mark()
+            os.kill(site.server.worker_pids[slot], SIGKILL)
+            site.server.wait_for_worker(slot, after=mark)
+        assert {site.version(address) for address in addresses(8)} == {"1 -"}
+        assert [path.exists() for path in pid_files] == [True, False]
+
+
+def test_killed_worker_while_new_ones_boot(site: Site) -> None:
+    """Its replacement has the old environment, too."""
+    site.configure("raw_env = ['FLAVOUR=new']\ndef post_fork(server, worker):\n import time; time.sleep(5)")
+    mark = site.hang_up()
+    site.server.wait_for("Booting worker", after=mark, count=2)
+    mark = site.server.mark()
+    os.kill(site.server.worker_pids[0], SIGKILL)
+    site.server.wait_for_worker(0, after=mark, timeout=4)
+    assert {site.version(address) for address in addresses(8)} == {"1 -"}
+
+
+def test_old_workers_keep_their_timeout(site: Site) -> None:
+    """A request that may take its time under the old configuration isn't ended by the new one."""
+    site.configure("timeout = 1\ndef post_fork(server, worker):\n import time; time.sleep(6)")
+    mark = site.hang_up()
+    site.server.wait_for("Booting worker", after=mark, count=2)
+    assert get(site.server.port, "/hang").status == 200
+    assert not site.server.find("WORKER TIMEOUT", after=mark)
+
+
+OTHERS_REAP = """
+import os
+def on_reload(server):
+    kill = server.kill_worker
+    def reap_first(pid, number):
+        os.kill(pid, 9)
+        os.waitpid(pid, 0)
+        kill(pid, number)
+        server.log.info("Reaped %s", pid)
+        if len(server.WORKERS) == 2:
+            del server.kill_worker
+    server.kill_worker = reap_first
+"""
+
+
+def test_old_workers_that_somebody_else_reaps(site: Site) -> None:
+    """Their end may be found out by the signal that tells them to stop."""
+    site.configure(OTHERS_REAP)
+    mark = site.hang_up()
+    site.server.wait_for("Reaped", after=mark, count=2)
+    take_turn(site.server, site.server.pid)
+    assert get(site.server.port).status == 200

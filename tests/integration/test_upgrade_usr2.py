@@ -7,7 +7,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from signal import SIGINT, SIGTERM, SIGTTOU, SIGUSR2
+from signal import SIGHUP, SIGINT, SIGTERM, SIGTTOU, SIGUSR2
 
 import pytest
 
@@ -240,3 +240,21 @@ def test_signals_while_two_arbiters_live() -> None:
         assert server.wait() == 0
         assert {get(server.port, "/", address).status for address in CLIENTS} == {200}
         end(new)
+
+
+def test_reload_of_the_new_arbiter(tmp_path: Path) -> None:
+    """HUP to the new arbiter while the old one lives: it reloads, and each keeps its pid file."""
+    pid_file = tmp_path / "pid"
+    with Server(workers=2, args=["--pid", str(pid_file)]) as server:
+        new = upgrade(server)
+        mark = server.mark()
+        os.kill(new, SIGHUP)
+        for slot in range(2):
+            server.wait_for_worker(slot, after=mark)
+        assert pid_file.read_text() == f"{server.pid}\n"
+        assert (tmp_path / "pid.2").read_text() == f"{new}\n"
+        server.signal(SIGTERM)
+        assert server.wait() == 0
+        wait_until(lambda: pid_file.exists() and pid_file.read_text() == f"{new}\n", what="the file is renamed")
+        end(new)
+        assert list(tmp_path.iterdir()) == []
