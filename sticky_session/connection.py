@@ -32,7 +32,7 @@ from sticky_session.environ import request_environ
 from sticky_session.handler import Handler
 from sticky_session.handoff import Frame
 from sticky_session.headreader import read_head
-from sticky_session.rehoming import Homes, no_room, reader
+from sticky_session.rehoming import Homes, no_room, reader, unserved
 from sticky_session.request import BadRequest, Head, error_response, parse
 from sticky_session.websocket import SERVICE_RESTART, WebSocket
 
@@ -206,8 +206,8 @@ class Connection:
         """
         # What has arrived already goes with it; nothing is waited for.
         self.socket.settimeout(0.0)
-        buffered = self.rfile.peek()
-        gone = homes.send(target, self.socket.fileno(), self.bind, raw + buffered, head.environ)
+        data = raw + unserved(self.rfile)
+        gone = homes.send(target, self.socket.fileno(), self.bind, data, head.environ)
         if not gone:
             self.socket.settimeout(None)
         return gone

@@ -116,6 +116,11 @@ class Replay(io.RawIOBase):
         self._data = memoryview(data)
         self._rest = rest
 
+    @property
+    def left(self) -> bytes:
+        """What has not been read again yet."""
+        return bytes(self._data)
+
     def readable(self) -> bool:
         """Always."""
         return True
@@ -138,6 +143,16 @@ class Replay(io.RawIOBase):
 def reader(sock: Any, data: bytes) -> io.BufferedReader:
     """A buffered reader of a connection of which ``data`` has been read already."""
     return io.BufferedReader(Replay(data, sock.makefile("rb", 0)))
+
+
+def unserved(rfile: io.BufferedReader) -> bytes:
+    """All that has arrived on a connection and has not been taken from its reader.
+
+    One try to read more is a part of it if the reader has nothing.
+    """
+    buffered = rfile.peek()
+    # What another worker has read may be more than a buffer holds.
+    return buffered + rfile.raw.left if isinstance(rfile.raw, Replay) else buffered
 
 
 def no_room(_: dict[str, Any], start_response: Callable[..., Any]) -> list[bytes]:
