@@ -8,6 +8,7 @@ then read and thrown away until the client closes or its time is up.
 from __future__ import annotations
 
 import _socket
+import contextlib
 import select
 import time
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from socket import SHUT_WR
 
 from sticky_session.handoff import close
 
-# The most connections that are refused politely at a time; the next ones are just closed.
+# The most connections that are refused politely at a time; the next ones are closed at once.
 MAX_REFUSED = 256
 REFUSAL_SECONDS = 2.0
 
@@ -64,7 +65,7 @@ class Refusals:
 
         :param response: what to answer in place of the rule
         """
-        if self._response is None or len(self._refused) >= MAX_REFUSED:
+        if self._response is None:
             close(descriptor)
             return
         try:
@@ -73,6 +74,9 @@ class Refusals:
             close(descriptor)
             return
         sock.setblocking(False)
+        if len(self._refused) >= MAX_REFUSED:
+            _refuse_at_once(sock, response or self._response)
+            return
         self._refused[descriptor] = _Refused(sock, response or self._response, time.monotonic() + REFUSAL_SECONDS)
         self._poll.register(descriptor, select.EPOLLIN)
 
@@ -117,3 +121,11 @@ class Refusals:
     def _drop(self, descriptor: int) -> None:
         self._poll.unregister(descriptor)
         self._refused.pop(descriptor).socket.close()
+
+
+def _refuse_at_once(sock: _socket.socket, response: bytes) -> None:
+    """Answer what has arrived, and close. A client that is not sending any more receives it."""
+    with contextlib.suppress(OSError):
+        if sock.recv(65536):
+            sock.send(response)
+    sock.close()

@@ -12,6 +12,7 @@ from http.client import HTTPResponse
 import pytest
 
 from sticky_session.refusal import MAX_REFUSED, REFUSAL_SECONDS, Refusals, unavailable
+from sticky_session.request import error_response
 
 
 @pytest.fixture
@@ -148,20 +149,42 @@ def test_vanished_client(refusals: Refusals, poll: select.epoll, server: socket.
 
 
 def test_too_many(refusals: Refusals, server: socket.socket) -> None:
-    """Only so many are refused politely; the next one is closed at once, and its descriptor never leaks."""
+    """Only so many are waited for; the next ones are closed at once, with an answer if they have asked already."""
     clients = []
     for _ in range(MAX_REFUSED):
         client, descriptor = connect(server)
         clients.append(client)
         refusals.add(descriptor)
     assert len(refusals) == MAX_REFUSED
-    one_more, descriptor = connect(server)
-    refusals.add(descriptor)
-    assert len(refusals) == MAX_REFUSED
-    assert not is_open(descriptor)
-    assert one_more.recv(1) == b""
-    for client in [*clients, one_more]:
+    for request, response, answer in [
+        (b"", None, b""),
+        (b"GET / HTTP/1.1\r\n", None, unavailable(3)),
+        (b"x" * 49152, error_response(431), error_response(431)),
+    ]:
+        one_more, descriptor = connect(server)
+        one_more.sendall(request)
+        refusals.add(descriptor, response)
+        assert len(refusals) == MAX_REFUSED
+        assert not is_open(descriptor)
+        with one_more.makefile("rb") as file:
+            assert file.read() == answer
+        clients.append(one_more)
+    for client in clients:
         client.close()
+
+
+def test_another_response(refusals: Refusals, poll: select.epoll, server: socket.socket) -> None:
+    """A response of its own for one connection."""
+    client, descriptor = connect(server)
+    with client:
+        client.sendall(b"GET / HTTP/1.1\r\nX-Slow: ")
+        refusals.add(descriptor, error_response(408))
+        handle(refusals, poll)
+        with client.makefile("rb") as answer:
+            assert answer.read() == error_response(408)
+        client.shutdown(socket.SHUT_WR)
+    handle(refusals, poll)
+    assert not is_open(descriptor)
 
 
 def test_tls(poll: select.epoll, server: socket.socket) -> None:
@@ -169,6 +192,11 @@ def test_tls(poll: select.epoll, server: socket.socket) -> None:
     client, descriptor = connect(server)
     with client:
         Refusals(poll, None).add(descriptor)
+        assert client.recv(1) == b""
+        assert not is_open(descriptor)
+    client, descriptor = connect(server)
+    with client:
+        Refusals(poll, None).add(descriptor, error_response(408))
         assert client.recv(1) == b""
         assert not is_open(descriptor)
 

@@ -10,7 +10,7 @@ from sticky_session.rehoming import reader, unserved
 
 
 def test_unserved() -> None:
-    """What the worker before has read, however much, and what has arrived since, in its order; nothing is waited for."""
+    """What the worker before has read, however much, and what has arrived since; nothing is waited for."""
     data = os.urandom(30_000)
     ours, client = socket.socketpair()
     with ours, client:
