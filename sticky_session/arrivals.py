@@ -1,7 +1,9 @@
 """Connections of proxies, which say in what they send first who the client is: the listener waits for that.
 
 A request's head is only looked at (MSG_PEEK), so that the worker sees the connection whole; a PROXY header is taken
-out, exactly. Each is edge-triggered (EPOLLET): one that has sent half a head costs nothing until more arrives.
+out, exactly. Each is edge-triggered (EPOLLET): one that has sent half a head costs nothing until more arrives. They
+have an epoll object of their own, from which few are taken at a time, so that however many of them send something at
+once, direct clients get their turn in between.
 """
 
 from __future__ import annotations
@@ -11,13 +13,18 @@ import select
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import islice
 from socket import AF_INET, MSG_DONTWAIT, MSG_PEEK, SOCK_STREAM
 from typing import Any
 
 from sticky_session.identify import Client, Identification, Read, RefusedError
 
-# The most connections that are waited for at a time; the next ones are refused.
+# The most connections that are waited for at a time, if there are descriptors for so many; the next ones are refused.
 MAX_ARRIVALS = 16384
+# How many are looked at before the others get their turn.
+LOOK_BURST = 64
+# How many are ended at a time, ten times a second.
+SWEEP_BURST = 500
 # Enough for nearly every head at the first try.
 FIRST_PEEK_BYTES = 4096
 # What is wrong with connections is logged at most so often.
@@ -40,7 +47,8 @@ class _Arrival:
 class Arrivals:
     """The connections that are waited for.
 
-    :param poll: the listener's epoll object; events of our descriptors go to :meth:`handle`
+    :param poll: an epoll object for these connections alone; when there are events, :meth:`handle` wants to be called
+    :param most: how many may be waited for at a time
     :param deliver: takes a connection: descriptor, peer, bind, and client
     :param refuse: takes a connection that can't be served, and the HTTP status to answer with; None to just close it
     :param seconds: how long a connection may take
@@ -50,6 +58,7 @@ class Arrivals:
     def __init__(
         self,
         poll: select.epoll,
+        most: int,
         identification: Identification,
         deliver: Callable[[int, Any, int, Client], None],
         refuse: Callable[[int, int | None], None],
@@ -57,6 +66,7 @@ class Arrivals:
         log: Any,
     ) -> None:
         self._poll = poll
+        self._most = most
         self._begin = identification.begin
         self._limit = identification.limit
         self._deliver = deliver
@@ -71,8 +81,9 @@ class Arrivals:
     def __len__(self) -> int:
         return len(self._arrivals)
 
-    def __contains__(self, descriptor: int) -> bool:
-        return descriptor in self._arrivals
+    def fileno(self) -> int:
+        """The descriptor of the epoll object."""
+        return self._poll.fileno()
 
     def add(self, descriptor: int, peer: Any, bind: int) -> None:
         """Take a connection that has been accepted, and own its descriptor from now on.
@@ -85,22 +96,23 @@ class Arrivals:
         arrival = _Arrival(sock, peer, bind, self._begin(), time.monotonic() + self._seconds)
         if self._look(arrival):
             return
-        if len(self._arrivals) >= MAX_ARRIVALS:
+        if len(self._arrivals) >= self._most:
             self._refuse(sock.detach(), 503)
             return
         self._poll.register(descriptor, _EVENTS)
         self._arrivals[descriptor] = arrival
 
-    def handle(self, descriptor: int, events: int) -> None:
-        """Something has arrived, or the client has closed."""
-        arrival = self._arrivals[descriptor]
-        if not self._look(arrival) and events & _ENDED:
-            self._forget(descriptor)
-            arrival.socket.close()
+    def handle(self) -> None:
+        """On some of them something has arrived, or the client has closed."""
+        for descriptor, events in self._poll.poll(0, LOOK_BURST):
+            arrival = self._arrivals[descriptor]
+            if not self._look(arrival) and events & _ENDED:
+                self._forget(descriptor)
+                arrival.socket.close()
 
     def sweep(self, now: float) -> None:
-        """End those whose time is up."""
-        for descriptor, arrival in list(self._arrivals.items()):
+        """End those whose time is up, if they are many then not all at once."""
+        for descriptor, arrival in list(islice(self._arrivals.items(), SWEEP_BURST)):
             if arrival.deadline > now:
                 return
             self._forget(descriptor)
