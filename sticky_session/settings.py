@@ -85,8 +85,8 @@ def check_settings(cfg: Any) -> None:
     if cfg.is_ssl and cfg.proxy_protocol == "off" and _wants_header(cfg, options):
         raise OptionError(
             "certfile with a client header of trusted proxies: the listener can't read what is encrypted. End TLS in "
-            "the proxy, or have the proxy send the PROXY protocol (proxy_protocol). sticky_client_header=off if all of "
-            "a proxy's clients may share a worker"
+            "the proxy, or have the proxy send the PROXY protocol (proxy_protocol). STICKY_SESSION_CLIENT_HEADER=off "
+            "if all of a proxy's clients may share a worker"
         )
 
 
@@ -94,7 +94,7 @@ def _wants_header(cfg: Any, options: Options) -> bool:
     """Whether the user has said something of headers; gunicorn trusts this machine's own proxies by itself."""
     if options.client_header == OFF or not cfg.forwarded_allow_ips:
         return False
-    return options.client_header != _DEFAULT_HEADER or set(cfg.forwarded_allow_ips) != {"127.0.0.1", "::1"}
+    return options.client_header != _DEFAULT_HEADER or not {"127.0.0.1", "::1"}.issuperset(cfg.forwarded_allow_ips)
 
 
 def warnings(cfg: Any, binds: Iterable[tuple[int, Any]]) -> Iterator[str]:
@@ -107,5 +107,6 @@ def warnings(cfg: Any, binds: Iterable[tuple[int, Any]]) -> Iterator[str]:
             if family == AF_UNIX:
                 yield (
                     f"unix:{address}: the peers of a Unix socket have no addresses, so all connections go to one "
-                    "worker; have the proxy name its clients, in a header (sticky_client_header) or by proxy_protocol"
+                    "worker; have the proxy name its clients, in a header (STICKY_SESSION_CLIENT_HEADER) or by "
+                    "proxy_protocol"
                 )

@@ -144,13 +144,15 @@ def test_tls_and_header(flags: tuple[str, ...]) -> None:
     "flags",
     [
         (),
+        ("--forwarded-allow-ips", ""),
+        ("--forwarded-allow-ips", "127.0.0.1"),
         ("--proxy-protocol", "--forwarded-allow-ips", "192.0.2.1"),
         ("--sticky-client-header", "off", "--forwarded-allow-ips", "192.0.2.1"),
         ("--forwarded-allow-ips", ""),
     ],
 )
 def test_tls_without_header(flags: tuple[str, ...]) -> None:
-    """TLS with gunicorn's defaults, with the PROXY protocol, or with the header expressly off is fine."""
+    """TLS with gunicorn's defaults or less, with the PROXY protocol, or with the header expressly off is fine."""
     check_settings(parse(*TLS, *flags))
 
 
