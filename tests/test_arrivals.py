@@ -163,6 +163,17 @@ def test_long_head(by_header: Place) -> None:
                 assert by_header.refused == [(descriptor, 431)]
 
 
+@pytest.mark.parametrize("first", [b"\r\n", b"\n\n", b"GET / HTTP/1.1\r\n", HEAD[:-1]])
+def test_nothing_new(by_header: Place, first: bytes) -> None:
+    """The first event may tell of what has been seen already."""
+    client, _ = by_header.connect(first)
+    by_header.wait()
+    assert len(by_header.arrivals) == 1
+    client.close()
+    by_header.wait()
+    assert len(by_header.arrivals) == 0
+
+
 def test_garbage(by_header: Place) -> None:
     """What is no HTTP is the peer's worker's business at once."""
     client, _ = by_header.connect(b"\x16\x03\x01")

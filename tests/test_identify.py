@@ -86,6 +86,15 @@ def test_by_header(name: str, hop: str | int, fields: str, host: str | None) -> 
     assert by_header.begin()(head + b"X-Forwarded-For: 203.0.113.1\r\n\r\n") == Client(host)
 
 
+def test_nothing_new() -> None:
+    """Looking once more at the same bytes changes nothing."""
+    head = b"\r\n\n\r\nGET / HTTP/1.1\r\nHost: a\r\nX-Real-IP:\r\n 192.0.2.1\r\n\r\n"
+    read = ByHeader(NOBODY, ClientHeader("X-Real-IP", "first")).begin()
+    for size in range(len(head)):
+        assert read(head[:size]) is read(head[:size]) is None
+    assert read(head) == read(head) == Client("192.0.2.1")
+
+
 def test_two_connections_at_once() -> None:
     """What is known of one connection is not known of another."""
     by_header = ByHeader(NOBODY, ClientHeader("X-Real-IP", "first"))
