@@ -161,17 +161,6 @@ def test_reuse_port() -> None:
 
 
 @pytest.fixture(scope="module")
-def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """A certificate for 127.0.0.1 and its key."""
-    place = tmp_path_factory.mktemp("tls")
-    cert, key = place / "cert.pem", place / "key.pem"
-    request = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2"
-    request += " -subj /CN=localhost -addext subjectAltName=IP:127.0.0.1"
-    subprocess.run([*request.split(), "-keyout", key, "-out", cert], check=True, capture_output=True)
-    return cert, key
-
-
-@pytest.fixture(scope="module")
 def tls_server(certificate: tuple[Path, Path]) -> Iterator[Server]:
     cert, key = certificate
     args = ("--certfile", str(cert), "--keyfile", str(key))
