@@ -32,6 +32,7 @@ from sticky_session.environ import request_environ
 from sticky_session.handler import Handler
 from sticky_session.handoff import Frame
 from sticky_session.headreader import read_head
+from sticky_session.identify import MAX_HEAD_BYTES
 from sticky_session.rehoming import Homes, no_room, reader, unserved
 from sticky_session.request import BadRequest, Head, error_response, parse
 from sticky_session.websocket import SERVICE_RESTART, WebSocket
@@ -102,7 +103,7 @@ class Connection:
 
     def __init__(self, sock: Any, peer: Any, frame: Frame, server: Server) -> None:
         self.socket = sock
-        self.rfile = reader(sock, frame.data) if frame.data else sock.makefile("rb", -1)
+        self.rfile = reader(sock, frame.data)
         self.peer = peer
         self.client = frame.address or peer
         self.server = server
@@ -155,8 +156,6 @@ class Connection:
             allowed = _NOTHING if self.trust is None else self.trust.header_names
             head = parse(str(raw[:-4], "latin-1"), self.server.limits, self.server.underscores, allowed)
             application = self.server.application
-            if self.trust is None and self.server.advice.wanted:
-                self.server.advice.note(self.peer[0], head.environ)
             # Nothing has been done with the request up to here; what follows it is in rfile's buffer, or still to come.
             if self.homes is not None and (target := self._elsewhere(self.homes, head)) is not None:
                 if self._move(self.homes, target, raw, head):
@@ -177,7 +176,7 @@ class Connection:
             self.rfile,
             head.content_length or 0,
             chunked=head.chunked,
-            invite=handler.invite_body if head.expects_continue else None,
+            invite=handler.invite_body if head.expects_continue and has_body else None,
         )
         self.server.worker.count_request()
         keep = handler.respond(head, environ, body, application)
@@ -192,7 +191,7 @@ class Connection:
 
     def _elsewhere(self, homes: Homes, head: Head) -> int | None:
         """The slot that the request belongs to; None if it is to be served here."""
-        target = homes.target(head.environ, self.peer)
+        target = homes.target(head, self.peer)
         if target == homes.slot:
             return None
         # If both workers retire, nobody may ever read what is sent to the other.
@@ -203,14 +202,23 @@ class Connection:
 
         :param raw: the request's head as it was sent
         :returns: whether it has gone
+        :raises BadRequest: the head is larger than the listener would have taken
         """
-        # What has arrived already goes with it; nothing is waited for.
+        if len(raw) > MAX_HEAD_BYTES:
+            raise BadRequest(431, f"a head of {len(raw)} bytes; one that is passed on may have {MAX_HEAD_BYTES}")
+        # What has been read already goes with it.
+        return homes.send(target, self.socket.fileno(), self.bind, raw + self._arrived(), head)
+
+    def _arrived(self) -> bytes:
+        """What has been read and not been served yet; if that is nothing, what can be read now without waiting."""
         self.socket.settimeout(0.0)
-        data = raw + unserved(self.rfile)
-        gone = homes.send(target, self.socket.fileno(), self.bind, data, head.environ)
-        if not gone:
+        try:
+            return unserved(self.rfile)
+        except OSError:
+            # It is broken, as whoever reads next will find; TLS says in this way that nothing has arrived.
+            return b""
+        finally:
             self.socket.settimeout(None)
-        return gone
 
     def _discard(self, body: Body) -> bool:
         """Throw away what the app has left of the body.

@@ -8,18 +8,21 @@ no two workers ever read from one socket.
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 from sticky_session import handoff
 from sticky_session.address import Masks
 from sticky_session.forwarded import ClientHeader
 from sticky_session.generation import Seat
-from sticky_session.request import BadRequest
+from sticky_session.request import Head
 from sticky_session.ring import Ring
 
-# How many headers' slots are remembered.
+# How many headers' slots are remembered, and of how long ones: a client may write what it likes in front.
 MAX_KNOWN = 8192
+MAX_KNOWN_CHARS = 64
+# What is read of a connection at once. Together with the largest head it must fit into a frame.
+BUFFER_BYTES = 8192
 
 
 class Homes:
@@ -38,23 +41,23 @@ class Homes:
         self._options = seat.generation.options
         self._masks = Masks(self._options.ipv4_prefix, self._options.ipv6_prefix)
         self._header = header
+        self._name = header.name.lower()
         self._key = "HTTP_" + header.name.upper().replace("-", "_")
         self._routing = (0, 0)
         self._ring: Ring | None = None
         self._failed: frozenset[int] = frozenset()
         self._known: dict[str, int] = {}
 
-    def target(self, environ: Mapping[str, str], peer: Any) -> int:
+    def target(self, head: Head, peer: Any) -> int:
         """The slot that a request belongs to.
 
-        :param environ: the share of the request's fields in it
         :param peer: the proxy, ``(host, port, ...)``, or anything else for a Unix socket's peer
         """
         if self._table.routing != self._routing:
             self._learn()
-        said = environ.get(self._key, "")
+        said = head.environ.get(self._key, "")
         slot = self._known.get(said)
-        return self._find(said, peer) if slot is None else slot
+        return self._find(said, head, peer) if slot is None else slot
 
     def _learn(self) -> None:
         self._routing = self._table.routing
@@ -64,33 +67,40 @@ class Homes:
             self._ring = Ring(workers, self._options.partitions, self._options.seed)
             self._failed = self._table.failed(workers)
 
-    def _find(self, said: str, peer: Any) -> int:
+    def _find(self, said: str, head: Head, peer: Any) -> int:
         if self._ring is None:
             # No listener has said yet how many slots there are.
             return self.slot
-        client = self._header.address([said]) if said else None
+        client = self._client(said, head)
         slot = self._ring.slot_without(self._masks.key(client or host_of(peer)), self._failed)
-        if client is not None:
+        if client is not None and len(said) <= MAX_KNOWN_CHARS and '"' not in said:
             if len(self._known) >= MAX_KNOWN:
                 self._known.clear()
             self._known[said] = slot
         return slot
 
+    def _client(self, said: str, head: Head) -> str | None:
+        """The client that the header tells; None if it tells none.
+
+        :param said: its values, joined
+        """
+        if '"' not in said:
+            return self._header.address([said]) if said else None
+        # A quote that one value has opened must not be closed by the next.
+        return self._header.address([value for name, value in head.fields if name.lower() == self._name])
+
     def is_served(self, slot: int) -> bool:
         """Whether a worker serves the slot now."""
         return bool(self._table.holder(slot))
 
-    def send(self, slot: int, descriptor: int, bind: int, data: bytes, environ: Mapping[str, str]) -> bool:
+    def send(self, slot: int, descriptor: int, bind: int, data: bytes, head: Head) -> bool:
         """Send a connection where it belongs. The caller still owns the descriptor and closes it.
 
         :param data: all that has been read and not been served
         :returns: False if there is no room for it now
-        :raises BadRequest: it is too much
         """
-        if len(data) > handoff.MAX_DATA_BYTES:
-            raise BadRequest(431, f"a head of {len(data)} bytes, which is too large to be passed on")
         channel = self._channels[slot] if slot < len(self._channels) else self._returns
-        client = self._header.address([environ.get(self._key, "")])
+        client = self._client(head.environ.get(self._key, ""), head)
         try:
             handoff.send(channel, handoff.encode(bind, None, data, client), descriptor)
         except OSError as error:
@@ -109,17 +119,18 @@ class Replay(io.RawIOBase):
     """Reads again what another process has read, and then goes on.
 
     :param rest: the connection
+    :ivar left: what has not been read again yet
     """
 
     def __init__(self, data: bytes, rest: io.RawIOBase) -> None:
         super().__init__()
-        self._data = memoryview(data)
+        self.left = memoryview(data)
         self._rest = rest
 
     @property
-    def left(self) -> bytes:
-        """What has not been read again yet."""
-        return bytes(self._data)
+    def _sock(self) -> Any:
+        """The connection's socket, where simple-websocket looks for it."""
+        return self._rest._sock  # type: ignore[attr-defined]  # socket.SocketIO's
 
     def readable(self) -> bool:
         """Always."""
@@ -127,11 +138,11 @@ class Replay(io.RawIOBase):
 
     def readinto(self, buffer: Any, /) -> int | None:
         """Read once."""
-        if not self._data:
+        if not self.left:
             return self._rest.readinto(buffer)
-        size = min(len(buffer), len(self._data))
-        buffer[:size] = self._data[:size]
-        self._data = self._data[size:]
+        size = min(len(buffer), len(self.left))
+        buffer[:size] = self.left[:size]
+        self.left = self.left[size:]
         return size
 
     def close(self) -> None:
@@ -142,17 +153,18 @@ class Replay(io.RawIOBase):
 
 def reader(sock: Any, data: bytes) -> io.BufferedReader:
     """A buffered reader of a connection of which ``data`` has been read already."""
-    return io.BufferedReader(Replay(data, sock.makefile("rb", 0)))
+    rest = sock.makefile("rb", 0)
+    return io.BufferedReader(Replay(data, rest) if data else rest, BUFFER_BYTES)
 
 
-def unserved(rfile: io.BufferedReader) -> bytes:
-    """All that has arrived on a connection and has not been taken from its reader.
+def unserved(buffered: io.BufferedReader) -> bytes:
+    """What :func:`reader`'s reader has been given and has not handed out yet.
 
-    One try to read more is a part of it if the reader has nothing.
+    If that is nothing it reads once more, so the socket must not wait now.
     """
-    buffered = rfile.peek()
-    # What another worker has read may be more than a buffer holds.
-    return buffered + rfile.raw.left if isinstance(rfile.raw, Replay) else buffered
+    data = buffered.peek()
+    raw = buffered.raw
+    return data + raw.left if isinstance(raw, Replay) else data
 
 
 def no_room(_: dict[str, Any], start_response: Callable[..., Any]) -> list[bytes]:
