@@ -372,6 +372,8 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
         self._upgrade.close()
         if graceful:
             self._spawn_for_the_rest()
+        for generation in self._generations:
+            generation.table.set_final(True)
         # gunicorn takes the timeout from here, and begins to count only now.
         self.cfg.set("graceful_timeout", max(0, math.ceil(deadline - time.monotonic())))
         super().stop(graceful)

@@ -133,8 +133,8 @@ class Connection:
                     gevent.sleep(0)
                 self.phase = Phase.IDLE
                 self.deadline = time.monotonic() + self.server.keepalive_seconds
-                if not self.server.worker.alive:
-                    self.unread = self._has_input()
+                # It has not been told that the connection ends, and the next response can do that.
+                if not self.server.worker.alive and not self._arrived():
                     break
         finally:
             self.server.connections.discard(self)
@@ -192,10 +192,7 @@ class Connection:
     def _elsewhere(self, homes: Homes, head: Head) -> int | None:
         """The slot that the request belongs to; None if it is to be served here."""
         target = homes.target(head, self.peer)
-        if target == homes.slot:
-            return None
-        # If both workers retire, nobody may ever read what is sent to the other.
-        return target if self.server.worker.alive or homes.is_served(target) else None
+        return None if target == homes.slot or homes.is_forsaken(target) else target
 
     def _move(self, homes: Homes, target: int, raw: bytes, head: Head) -> bool:
         """Send the connection to the slot that the request belongs to.

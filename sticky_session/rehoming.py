@@ -17,6 +17,7 @@ from sticky_session.forwarded import ClientHeader
 from sticky_session.generation import Seat
 from sticky_session.request import Head
 from sticky_session.ring import Ring
+from sticky_session.slots import wake
 
 # How many headers' slots are remembered, and of how long ones: a client may write what it likes in front.
 MAX_KNOWN = 8192
@@ -35,6 +36,7 @@ class Homes:
     def __init__(self, seat: Seat, header: ClientHeader) -> None:
         self.slot = seat.slot
         self._table = seat.generation.table
+        self._doorbell = seat.doorbell
         # Those of slots that came later go by the listener, which has all.
         self._channels = [channel.sending_end for channel in seat.generation.channels]
         self._returns = seat.generation.returns.sending_end
@@ -89,9 +91,9 @@ class Homes:
         # A quote that one value has opened must not be closed by the next.
         return self._header.address([value for name, value in head.fields if name.lower() == self._name])
 
-    def is_served(self, slot: int) -> bool:
-        """Whether a worker serves the slot now."""
-        return bool(self._table.holder(slot))
+    def is_forsaken(self, slot: int) -> bool:
+        """Whether nobody may ever read what is sent to the slot: all are about to end."""
+        return self._table.is_final and not self._table.holder(slot)
 
     def send(self, slot: int, descriptor: int, bind: int, data: bytes, head: Head) -> bool:
         """Send a connection where it belongs. The caller still owns the descriptor and closes it.
@@ -107,6 +109,9 @@ class Homes:
             if error.errno not in handoff.CHANNEL_FULL:
                 raise
             return False
+        if not self._table.holder(slot):
+            # After a reload the arbiter gives it to the slot's new worker.
+            wake(self._doorbell)
         return True
 
 

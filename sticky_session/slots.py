@@ -16,7 +16,7 @@ from socket import AF_UNIX, MSG_DONTWAIT, MSG_PEEK, SOCK_SEQPACKET
 from sticky_session import handoff
 
 _CELLS_A_SLOT = 4
-_HEADER_CELLS = 4
+_HEADER_CELLS = 5
 
 
 class Channel:
@@ -140,6 +140,15 @@ class Table:
     def routing(self) -> tuple[int, int]:
         """What changes whenever keys move; a kept-alive connection from before may be in the wrong place."""
         return self._numbers[2], self._numbers[3]
+
+    def set_final(self, final: bool) -> None:
+        """Arbiter: whether workers that leave have no successors from now on."""
+        self._numbers[4] = final
+
+    @property
+    def is_final(self) -> bool:
+        """Whether nobody may ever read what is sent to a slot without a worker."""
+        return bool(self._numbers[4])
 
     def note_closed(self, listener: int) -> None:
         """The listener with this process id accepts no more."""

@@ -22,7 +22,7 @@ from sticky_session.handoff import Frame
 from sticky_session.listener import peer_host
 from sticky_session.listeners import Listeners
 from sticky_session.ring import Ring
-from sticky_session.slots import pour
+from sticky_session.slots import Channel, pour
 
 if TYPE_CHECKING:
     from sticky_session.worker import Worker
@@ -91,6 +91,7 @@ class Succession:
         :raises OSError: there can't be so many channels
         """
         current = self.current
+        current.table.set_final(wanted == 0)
         if self.next is not None or wanted == current.ring_size:
             return
         if wanted == 0:
@@ -159,20 +160,31 @@ class Succession:
     def run_dry(self, wanted: int) -> None:
         """Give away what waits where nobody reads any more, and close the generations that are done."""
         for generation in list(self.old):
-            if not self._listeners.still_feed(generation) and not self._members(generation):
-                for slot in range(len(generation.channels)):
-                    self._pour(generation, slot)
-                if all(channel.is_empty for channel in generation.channels):
-                    self.old.remove(generation)
-                    generation.close()
+            if self._listeners.still_feed(generation):
+                continue
+            self._pour_unserved(generation, 0)
+            # Its workers passed on here what the listener should have passed on.
+            self._pour(generation, generation.returns)
+            channels = (*generation.channels, generation.returns)
+            if not self._members(generation) and all(channel.is_empty for channel in channels):
+                self.old.remove(generation)
+                generation.close()
         if wanted and not self._listeners.still_feed(self.current):
-            served = {worker.seat.slot for worker in self._members(self.current)}
-            for slot in range(self._kept(self.current, wanted), len(self.current.channels)):
-                if slot not in served:
-                    self._pour(self.current, slot)
+            self._pour_unserved(self.current, self._kept(self.current, wanted))
 
-    def _pour(self, generation: Generation, slot: int) -> None:
+    def _pour_unserved(self, generation: Generation, first: int) -> None:
+        """Give away what waits in the slots from ``first`` on that nobody serves.
+
+        Those who served them may be busy with their last requests for long, and others still pass on connections.
+        """
+        for slot in range(first, len(generation.channels)):
+            if not generation.table.holder(slot):
+                self._pour(generation, generation.channels[slot])
+
+    def _pour(self, generation: Generation, channel: Channel) -> None:
         """Give the connections left in a channel to the current ring."""
+        if channel.is_empty:
+            return
         current = self.current
         options = current.options
         ring = Ring(current.ring_size, options.partitions, options.seed)
@@ -183,9 +195,9 @@ class Succession:
             host = peer_host(frame.descriptor) if frame.host is None else frame.host
             return None if bind is None else (ring.slot(masks.key(host)), bind)
 
-        lost = pour(generation.channels[slot], current.channels, route)
+        lost = pour(channel, current.channels, route)
         if lost:
-            self._log.error("%s connections of slot %s were lost on their way to another worker", lost, slot)
+            self._log.error("%s connections were lost on their way to another worker", lost)
 
 
 def same_bind(bind: tuple[int, Any], binds: list[tuple[int, Any]]) -> int | None:
