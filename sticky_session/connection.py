@@ -156,6 +156,8 @@ class Connection:
             allowed = _NOTHING if self.trust is None else self.trust.header_names
             head = parse(str(raw[:-4], "latin-1"), self.server.limits, self.server.underscores, allowed)
             application = self.server.application
+            if self.trust is None and self.server.advice.wanted:
+                self.server.advice.note(self.peer[0], head.environ)
             # Nothing has been done with the request up to here; what follows it is in rfile's buffer, or still to come.
             if self.homes is not None and (target := self._elsewhere(self.homes, head)) is not None:
                 if self._move(self.homes, target, raw, head):

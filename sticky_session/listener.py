@@ -33,10 +33,10 @@ from gevent.monkey import get_original
 
 from sticky_session import handoff
 from sticky_session.address import Masks
-from sticky_session.arrivals import Arrivals
+from sticky_session.arrivals import MAX_ARRIVALS, Arrivals
 from sticky_session.generation import Generation
 from sticky_session.identify import Client, identification
-from sticky_session.refusal import Refusals, unavailable
+from sticky_session.refusal import MAX_REFUSED, Refusals, unavailable
 from sticky_session.request import error_response
 from sticky_session.ring import Ring
 from sticky_session.slots import wake
@@ -69,6 +69,8 @@ TICK_SECONDS = 0.1
 BEAT_SECONDS = 1.0
 # How long SIGTERM lets the waiting connections find their workers.
 FLUSH_SECONDS = 10.0
+# Descriptors that this process needs beside those of connections.
+SPARE_DESCRIPTORS = 64
 # The most that SIGTERM takes from the kernel's queues: no backlog is longer in practice.
 FINAL_ACCEPTS = 65536
 
@@ -117,7 +119,7 @@ class Listener:
         self._doorbell = doorbell
 
         limit = open_files_limit()
-        fair_share = max(1, (limit - 64) // (2 * generation.ring_size))
+        fair_share = max(1, (limit - SPARE_DESCRIPTORS) // (2 * generation.ring_size))
         self._queue_size = min(options.queue_size, fair_share)
 
         self._poll = _epoll()
@@ -133,8 +135,15 @@ class Listener:
         # The frames of connections that nothing is to be said about.
         self._plain = [handoff.encode(index) for index in range(len(generation.sockets))]
         self._identification = identification(generation.cfg, options)
+        room = limit - SPARE_DESCRIPTORS - generation.ring_size * self._queue_size - MAX_REFUSED
         self._arrivals = Arrivals(
-            self._poll, self._identification, self._deliver_for, self._refuse, options.head_seconds, log
+            _epoll(),
+            max(1, min(MAX_ARRIVALS, room)),
+            self._identification,
+            self._deliver_for,
+            self._refuse,
+            options.head_seconds,
+            log,
         )
         self._waiting: list[deque[tuple[int, bytes, bytes]]] = [deque() for _ in self._channels]
         self._slot_of_channel = {channel.fileno(): slot for slot, channel in enumerate(self._channels)}
@@ -155,6 +164,7 @@ class Listener:
         self._init_signals()
         self._poll.register(self._lifeline, _EPOLLIN)
         self._poll.register(self._returns.fileno(), _EPOLLIN)
+        self._poll.register(self._arrivals.fileno(), _EPOLLIN)
         for descriptor in self._listening:
             self._poll.register(descriptor, _EPOLLIN)
         self._look_at_slots(time.monotonic())
@@ -164,8 +174,8 @@ class Listener:
         next_tick = next_beat = 0.0
         while self._stop is None:
             busy = self._any_empty or self._resume_at or self._refusals or self._arrivals or any(self._waiting)
-            for descriptor, events in self._poll.poll(TICK_SECONDS if busy else BEAT_SECONDS):
-                self._dispatch(descriptor, events)
+            for descriptor, _ in self._poll.poll(TICK_SECONDS if busy else BEAT_SECONDS):
+                self._dispatch(descriptor)
             now = time.monotonic()
             if now >= next_tick:
                 self._tick(now)
@@ -212,12 +222,12 @@ class Listener:
 
     # --- the loop's turns
 
-    def _dispatch(self, descriptor: int, events: int) -> None:
+    def _dispatch(self, descriptor: int) -> None:
         listening = self._listening.get(descriptor)
         if listening is not None:
             self._accept(*listening, ACCEPT_BURST)
-        elif descriptor in self._arrivals:
-            self._arrivals.handle(descriptor, events)
+        elif descriptor == self._arrivals.fileno():
+            self._arrivals.handle()
         elif descriptor in self._slot_of_channel:
             self._flush(self._slot_of_channel[descriptor])
         elif descriptor == self._returns.fileno():
@@ -448,8 +458,8 @@ class Listener:
             self._turn()
 
     def _turn(self) -> None:
-        for descriptor, events in self._poll.poll(TICK_SECONDS):
-            self._dispatch(descriptor, events)
+        for descriptor, _ in self._poll.poll(TICK_SECONDS):
+            self._dispatch(descriptor)
         self._tick(time.monotonic())
 
 

@@ -148,7 +148,6 @@ def test_tls_and_header(flags: tuple[str, ...]) -> None:
         ("--forwarded-allow-ips", "127.0.0.1"),
         ("--proxy-protocol", "--forwarded-allow-ips", "192.0.2.1"),
         ("--sticky-client-header", "off", "--forwarded-allow-ips", "192.0.2.1"),
-        ("--forwarded-allow-ips", ""),
     ],
 )
 def test_tls_without_header(flags: tuple[str, ...]) -> None:

@@ -15,7 +15,7 @@ def whoami(environ):
         "slot": environ.get("sticky_session.slot"),
         "worker_id": sticky_session.worker_id(),
         "remote_addr": environ["REMOTE_ADDR"],
-        "remote_port": environ["REMOTE_PORT"],
+        "remote_port": environ.get("REMOTE_PORT"),
         "scheme": environ["wsgi.url_scheme"],
     }
 

@@ -66,7 +66,7 @@ def free_port() -> int:
     """A port that nobody listens on. It is out of the range that the kernel gives away by itself."""
     low, _ = map(int, Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split())
     while True:
-        port = random.randrange(10_000, low)  # noqa: S311 - not a secret
+        port = random.randrange(10_000, low)
         with socket.socket() as probe, contextlib.suppress(OSError):
             probe.bind(("", port))
             return port

@@ -8,6 +8,7 @@ import re
 import tempfile
 from collections.abc import Iterator
 from itertools import product
+from pathlib import Path
 
 import pytest
 
