@@ -25,7 +25,7 @@ serve: .venv/example.stamp examples/chat/node_modules/.stamp
 	$(BIN)/sticky-session serve --chdir examples/chat app:app
 
 test: style docs .venv/test.stamp .venv/tools.stamp .venv/proxies.stamp tests/clients/node_modules/.stamp examples/chat/node_modules/.stamp
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 3 --dist loadfile
 
 style: .venv/style.stamp .venv/test.stamp
 	$(BIN)/ruff check .
