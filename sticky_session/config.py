@@ -120,7 +120,12 @@ class Choice(Option):
 
 
 def _header_name(text: str) -> str:
-    return text.lower() if text.lower() == OFF else parse_name(text)
+    if text.lower() == OFF:
+        return OFF
+    if "_" in text:
+        # Workers drop such fields, since many proxies can't tell them from those with dashes (gunicorn's header_map).
+        raise ValueError
+    return parse_name(text)
 
 
 def _hop(text: str) -> str:
@@ -218,7 +223,7 @@ OPTIONS: tuple[Option, ...] = (
     ),
     Choice(
         name="client_header",
-        expected="the name of a header field, or off",
+        expected="the name of a header field without underscores, or off",
         check=_header_name,
         default="X-Forwarded-For",
         unit="header field",

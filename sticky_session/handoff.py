@@ -75,6 +75,8 @@ class Frame(NamedTuple):
 class Socket(Protocol):
     """What is used of a socket here; the C type :class:`_socket.socket` has it, unpatched by gevent."""
 
+    def fileno(self) -> int: ...
+
     def sendmsg(self, buffers: list[bytes], ancdata: list[tuple[int, int, bytes]], flags: int, /) -> int: ...
 
     def recvmsg_into(

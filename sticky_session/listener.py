@@ -7,7 +7,7 @@ changes, so nothing is ever reconfigured in place.
 Rules:
 
 - A connection is sent before the next one is accepted, so killing this process loses at most one connection,
-  those in :attr:`Listener._waiting`, which is only used when a channel is full, and those of proxies that have not
+  those in the outbox, where connections are only while a channel is full, and those of proxies that have not
   said yet who their client is.
 - Every errno of accept and send has a policy, below. What has none ends the process, and the arbiter starts another.
 - SIGTERM: accept what the kernel holds, tell the arbiter that this was all, hand everything off, exit. SIGQUIT: exit.
@@ -26,7 +26,6 @@ import resource
 import signal
 import sys
 import time
-from collections import deque
 from typing import Any
 
 from gevent.monkey import get_original
@@ -34,8 +33,10 @@ from gevent.monkey import get_original
 from sticky_session import handoff
 from sticky_session.address import Masks
 from sticky_session.arrivals import MAX_ARRIVALS, Arrivals
+from sticky_session.failover import Failover
 from sticky_session.generation import Generation
 from sticky_session.identify import Client, identification
+from sticky_session.outbox import Outbox
 from sticky_session.refusal import MAX_REFUSED, Refusals, unavailable
 from sticky_session.request import error_response
 from sticky_session.ring import Ring
@@ -110,8 +111,7 @@ class Listener:
         self._table = generation.table
         self._ring = Ring(generation.ring_size, options.partitions, options.seed)
         self._masks = Masks(options.ipv4_prefix, options.ipv6_prefix)
-        self._failover_seconds = options.failover_seconds
-        self._channels = [channel.sending_end for channel in generation.channels]
+        self._failover = Failover(self._table, generation.ring_size, options.failover_seconds, log)
         self._leftovers = [handoff.Receiver(channel.receiving_end) for channel in generation.channels]
         self._returns = generation.returns.receiving_end
         self._returned = handoff.Receiver(self._returns)
@@ -120,12 +120,14 @@ class Listener:
 
         limit = open_files_limit()
         fair_share = max(1, (limit - SPARE_DESCRIPTORS) // (2 * generation.ring_size))
-        self._queue_size = min(options.queue_size, fair_share)
+        queue_size = min(options.queue_size, fair_share)
 
         self._poll = _epoll()
         # Over TLS nothing can be said here.
         response = None if generation.cfg.is_ssl else unavailable(1 + int(options.failover_seconds))
         self._refusals = Refusals(self._poll, response)
+        channels = [channel.sending_end for channel in generation.channels]
+        self._outbox = Outbox(self._poll, channels, queue_size, self._refusals.add)
         # A raw accept(2) without a socket object around the descriptor: most of what accept() costs is that object.
         self._listening: dict[int, tuple[Any, int]] = {}
         for index, sock in enumerate(generation.sockets):
@@ -135,7 +137,7 @@ class Listener:
         # The frames of connections that nothing is to be said about.
         self._plain = [handoff.encode(index) for index in range(len(generation.sockets))]
         self._identification = identification(generation.cfg, options)
-        room = limit - SPARE_DESCRIPTORS - generation.ring_size * self._queue_size - MAX_REFUSED
+        room = limit - SPARE_DESCRIPTORS - generation.ring_size * queue_size - MAX_REFUSED
         self._arrivals = Arrivals(
             _epoll(),
             max(1, min(MAX_ARRIVALS, room)),
@@ -145,15 +147,6 @@ class Listener:
             options.head_seconds,
             log,
         )
-        self._waiting: list[deque[tuple[int, bytes, bytes]]] = [deque() for _ in self._channels]
-        self._slot_of_channel = {channel.fileno(): slot for slot, channel in enumerate(self._channels)}
-        # The slots whose channels epoll watches for room.
-        self._watched: set[int] = set()
-        self._any_empty = True
-        # As the listener before has left it.
-        self._failed = self._table.failed(self._ring.workers)
-        # The last time that no slot had a worker.
-        self._none_until = 0.0
         self._resume_at: float | None = None
         self._backing_off = False
         self._stop: int | None = None
@@ -173,7 +166,7 @@ class Listener:
         self._log.info("Listener ready (pid:%s)", os.getpid())
         next_tick = next_beat = 0.0
         while self._stop is None:
-            busy = self._any_empty or self._resume_at or self._refusals or self._arrivals or any(self._waiting)
+            busy = self._failover.any_empty or self._resume_at or self._refusals or self._arrivals or self._outbox
             for descriptor, _ in self._poll.poll(TICK_SECONDS if busy else BEAT_SECONDS):
                 self._dispatch(descriptor)
             now = time.monotonic()
@@ -228,8 +221,8 @@ class Listener:
             self._accept(*listening, ACCEPT_BURST)
         elif descriptor == self._arrivals.fileno():
             self._arrivals.handle()
-        elif descriptor in self._slot_of_channel:
-            self._flush(self._slot_of_channel[descriptor])
+        elif descriptor in self._outbox:
+            self._outbox.handle(descriptor)
         elif descriptor == self._returns.fileno():
             self._take_back(self._returned, ACCEPT_BURST)
         elif descriptor in self._refusals:
@@ -244,12 +237,10 @@ class Listener:
         self._look_at_slots(now)
         self._refusals.sweep(now)
         self._arrivals.sweep(now)
-        for slot in self._failed:
+        for slot in self._failover.failed:
             # A worker that had not heard of it yet may have passed a connection on to it.
             self._take_back(self._leftovers[slot])
-        for slot, waiting in enumerate(self._waiting):
-            if waiting and slot not in self._watched:
-                self._flush(slot)
+        self._outbox.retry()
         if self._resume_at is not None and now >= self._resume_at:
             self._resume_at = None
             for descriptor in self._listening:
@@ -264,6 +255,8 @@ class Listener:
         proxies = self._identification.peers
         key = self._masks.key
         slot_of = self._ring.slot
+        failed = self._failover.failed
+        deliver = self._outbox.deliver
         for _ in range(limit):
             try:
                 descriptor, peer = accept()
@@ -286,9 +279,13 @@ class Listener:
             # IP peers are tuples; Unix-socket peers have no address that could tell them apart.
             affinity = key(peer[0]) if isinstance(peer, tuple) else b""
             slot = slot_of(affinity)
-            if slot in self._failed:
-                slot = self._ring.slot_without(affinity, self._failed)
-            self._deliver(slot, descriptor, message, affinity)
+            if slot in failed:
+                slot = self._ring.slot_without(affinity, failed)
+            deliver(slot, descriptor, message, affinity)
+
+    def _deliver(self, descriptor: int, message: bytes, affinity: bytes) -> None:
+        slot = self._ring.slot_without(affinity, self._failover.failed)
+        self._outbox.deliver(slot, descriptor, message, affinity)
 
     def _deliver_for(self, descriptor: int, peer: Any, bind: int, client: Client) -> None:
         """Hand off a connection whose client is known now."""
@@ -301,8 +298,7 @@ class Listener:
         else:
             host = client.host
             message = handoff.encode(bind, (host, client.port))
-        affinity = self._masks.key(host)
-        self._deliver(self._ring.slot_without(affinity, self._failed), descriptor, message, affinity)
+        self._deliver(descriptor, message, self._masks.key(host))
 
     def _refuse(self, descriptor: int, status: int | None) -> None:
         """Refuse a connection with an HTTP status, or just close it."""
@@ -329,89 +325,15 @@ class Listener:
             for descriptor in self._listening:
                 self._poll.unregister(descriptor)
 
-    # --- handing off
-
-    def _deliver(self, slot: int, descriptor: int, message: bytes, affinity: bytes) -> None:
-        waiting = self._waiting[slot]
-        if not waiting and self._send(slot, descriptor, message):
-            handoff.close(descriptor)
-        elif len(waiting) < self._queue_size:
-            waiting.append((descriptor, message, affinity))
-        else:
-            self._refusals.add(descriptor)
-
-    def _send(self, slot: int, descriptor: int, message: bytes) -> bool:
-        """Send one frame; if it can't be taken now, see to it that :meth:`_flush` is called when it can."""
-        try:
-            handoff.send(self._channels[slot], message, descriptor)
-        except OSError as error:
-            if error.errno not in handoff.CHANNEL_FULL:
-                raise
-            if error.errno == errno.EAGAIN:
-                self._watch(slot)
-            else:
-                # The channel has room and epoll would say so all the time: the tick tries again.
-                self._unwatch(slot)
-            return False
-        return True
-
-    def _flush(self, slot: int) -> None:
-        """Send what waits for a slot, as long as its channel has room."""
-        waiting = self._waiting[slot]
-        while waiting:
-            descriptor, message, _ = waiting[0]
-            if not self._send(slot, descriptor, message):
-                return
-            waiting.popleft()
-            handoff.close(descriptor)
-        self._unwatch(slot)
-
-    def _watch(self, slot: int) -> None:
-        if slot not in self._watched:
-            self._watched.add(slot)
-            self._poll.register(self._channels[slot].fileno(), _EPOLLOUT)
-
-    def _unwatch(self, slot: int) -> None:
-        if slot in self._watched:
-            self._watched.remove(slot)
-            self._poll.unregister(self._channels[slot].fileno())
-
     # --- slots without a worker
 
     def _look_at_slots(self, now: float) -> None:
-        """Find the slots that have been empty for too long, and give what waits for them to others."""
-        table = self._table
-        empty = [slot for slot in range(self._ring.workers) if not table.holder(slot)]
-        self._any_empty = bool(empty)
-        if len(empty) == self._ring.workers:
-            # Nobody could stand in. When all boot, the first to be ready must not get everybody's clients.
-            self._none_until = now
-            return
-        failed = frozenset(
-            slot
-            for slot in empty
-            if slot in self._failed or now - max(table.empty_since(slot), self._none_until) > self._failover_seconds
-        )
-        if failed == self._failed:
-            return
-        for slot in sorted(failed - self._failed):
-            self._log.warning(
-                "Slot %s is empty for more than %g s: its clients go to other slots", slot, self._failover_seconds
-            )
-        for slot in sorted(self._failed - failed):
-            self._log.info("Slot %s is back", slot)
-        self._failed = failed
-        table.set_failed(failed, self._ring.workers)
-        for slot in sorted(failed):
-            self._move(slot)
-
-    def _move(self, slot: int) -> None:
-        """Take back what waits in a slot's channel and queue, and give it to the slots that stand in."""
-        self._take_back(self._leftovers[slot])
-        waiting, self._waiting[slot] = self._waiting[slot], deque()
-        self._unwatch(slot)
-        for descriptor, message, affinity in waiting:
-            self._deliver(self._ring.slot_without(affinity, self._failed), descriptor, message, affinity)
+        """Where slots have failed, give what waits for them to those that stand in."""
+        if self._failover.look(now):
+            for slot in sorted(self._failover.failed):
+                self._take_back(self._leftovers[slot])
+                for descriptor, message, affinity in self._outbox.withdraw(slot):
+                    self._deliver(descriptor, message, affinity)
 
     def _take_back(self, receiver: handoff.Receiver, limit: float = math.inf) -> None:
         """Take frames out of a channel, and give them to those that they belong to."""
@@ -427,8 +349,7 @@ class Listener:
                 return
             taken += 1
             affinity = self._masks.key(peer_host(frame.descriptor) if frame.host is None else frame.host)
-            slot = self._ring.slot_without(affinity, self._failed)
-            self._deliver(slot, frame.descriptor, frame.encode(frame.bind), affinity)
+            self._deliver(frame.descriptor, frame.encode(frame.bind), affinity)
 
     # --- the end
 
@@ -447,13 +368,10 @@ class Listener:
         self._table.note_closed(os.getpid())
         wake(self._doorbell)
         deadline = time.monotonic() + FLUSH_SECONDS
-        while (self._arrivals or any(self._waiting)) and time.monotonic() < deadline and self._stop == signal.SIGTERM:
+        while (self._arrivals or self._outbox) and time.monotonic() < deadline and self._stop == signal.SIGTERM:
             self._table.beat()
             self._turn()
-        for slot, waiting in enumerate(self._waiting):
-            self._unwatch(slot)
-            while waiting:
-                self._refusals.add(waiting.popleft()[0])
+        self._outbox.refuse_all()
         while self._refusals and self._stop == signal.SIGTERM:
             self._turn()
 

@@ -92,6 +92,7 @@ def test_word(name: str, given: str, value: str) -> None:
         ("client_header", ""),
         ("client_header", "X-Real-IP:"),
         ("client_header", "X Real IP"),
+        ("client_header", "X_Real_IP"),
         ("client_hop", ""),
         ("client_hop", "second"),
         ("client_hop", "0"),
