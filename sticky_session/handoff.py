@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import errno
 from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from socket import CMSG_SPACE, MSG_CMSG_CLOEXEC, MSG_CTRUNC, MSG_DONTWAIT, SCM_RIGHTS, SOL_SOCKET
 from struct import Struct
 from typing import NamedTuple, Protocol
@@ -32,6 +32,7 @@ _HEADER = Struct("!BBHHH")
 _ROUTES_ONLY = 1
 _DESCRIPTOR = Struct("i")
 _RIGHTS_SPACE = CMSG_SPACE(_DESCRIPTOR.size)
+_NO_RIGHTS: list[tuple[int, int, bytes]] = []
 
 # gevent's os.close, which a preloaded app or listen() may have put in, leaves it to gevent's loop to close, and the
 # arbiter and the listener don't run that.
@@ -77,7 +78,9 @@ class Socket(Protocol):
 
     def fileno(self) -> int: ...
 
-    def sendmsg(self, buffers: list[bytes], ancdata: list[tuple[int, int, bytes]], flags: int, /) -> int: ...
+    def sendmsg(
+        self, buffers: Sequence[bytes | memoryview], ancdata: list[tuple[int, int, bytes]], flags: int, /
+    ) -> int: ...
 
     def recvmsg_into(
         self, buffers: list[bytearray], ancbufsize: int, flags: int, /
@@ -125,7 +128,34 @@ def send(channel: Socket, message: bytes, descriptor: int) -> None:
     :raises BlockingIOError: the channel is full
     :raises OSError: ETOOMANYREFS, too many descriptors are on their way (unix(7)); ENOBUFS or ENOMEM
     """
-    channel.sendmsg([message], [(SOL_SOCKET, SCM_RIGHTS, _DESCRIPTOR.pack(descriptor))], MSG_DONTWAIT)
+    send_parts(channel, (message,), descriptor)
+
+
+def send_parts(channel: Socket, parts: Sequence[bytes | memoryview], descriptor: int | None = None) -> None:
+    """Send one message, made of these parts, without waiting. The caller still owns ``descriptor``.
+
+    :raises OSError: as :func:`send`
+    """
+    rights = _NO_RIGHTS if descriptor is None else [(SOL_SOCKET, SCM_RIGHTS, _DESCRIPTOR.pack(descriptor))]
+    channel.sendmsg(parts, rights, MSG_DONTWAIT)
+
+
+def receive_into(channel: Socket, buffer: bytearray) -> tuple[int, array[int], bool]:
+    """Take the next message without waiting; what is longer than the buffer is cut off.
+
+    :returns: its size, its descriptors, which the caller owns and which are close-on-exec, and whether the kernel had
+        to drop one because this process has none left
+    :raises BlockingIOError: the channel is empty
+    :raises EOFError: nobody has the other end any more
+    """
+    size, ancillary, flags, _ = channel.recvmsg_into([buffer], _RIGHTS_SPACE, MSG_DONTWAIT | MSG_CMSG_CLOEXEC)
+    if not size and not ancillary:
+        raise EOFError("the channel is closed")
+    descriptors = array("i")
+    for level, kind, data in ancillary:
+        if level == SOL_SOCKET and kind == SCM_RIGHTS:
+            descriptors.frombytes(data)
+    return size, descriptors, bool(flags & MSG_CTRUNC)
 
 
 class Receiver:
@@ -145,16 +175,8 @@ class Receiver:
         :raises EOFError: nobody has the other end any more
         :raises FrameError: it is no frame; its descriptors are closed
         """
-        size, ancillary, flags, _ = self._channel.recvmsg_into(
-            [self._buffer], _RIGHTS_SPACE, MSG_DONTWAIT | MSG_CMSG_CLOEXEC
-        )
-        if not size and not ancillary:
-            raise EOFError("the channel is closed")
-        descriptors = array("i")
-        for level, kind, data in ancillary:
-            if level == SOL_SOCKET and kind == SCM_RIGHTS:
-                descriptors.frombytes(data)
-        if len(descriptors) == 1 and not flags & MSG_CTRUNC:
+        size, descriptors, lost = receive_into(self._channel, self._buffer)
+        if len(descriptors) == 1 and not lost:
             try:
                 return Frame(descriptors[0], *decode(bytes(self._buffer[:size])))
             except FrameError:
@@ -162,6 +184,6 @@ class Receiver:
                 raise
         for descriptor in descriptors:
             close(descriptor)
-        if flags & MSG_CTRUNC:
+        if lost:
             return None
         raise FrameError(f"a frame of {size} bytes with {len(descriptors)} descriptors; expected one")
