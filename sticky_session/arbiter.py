@@ -162,6 +162,7 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
         self._resize()
         for generation, slot in list(generations.to_fill(self.num_workers)):
             self._spawn(generation, slot)
+        generations.introduce()
         self._watch_listener()
         for worker in generations.surplus(self.num_workers):
             worker.told_to_stop = True
@@ -552,6 +553,7 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
             for worker in self.WORKERS.values():
                 worker.tmp.close()
             self._close_generations(keep=generation)
+            generation.close_buses()
             util._setproctitle(f"listener [{self.proc_name}]")
             lifeline = os.dup(self._lifeline)
             self._close_in_child()

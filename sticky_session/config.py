@@ -242,6 +242,17 @@ OPTIONS: tuple[Option, ...] = (
         "all that it gives is a choice of worker.",
         flag="--sticky-client-hop",
     ),
+    Number(
+        name="bus",
+        type=int,
+        low=0,
+        high=1,
+        default=1,
+        unit="1 or 0",
+        help="Whether what the app's Socket.IO server emits reaches the clients of all workers. "
+        "0: there is no bus, and each worker has its own clients only.",
+        flag="--sticky-bus",
+    ),
 )
 
 
@@ -259,6 +270,7 @@ class Options:
     message_bytes: int
     client_header: str
     client_hop: str
+    bus: int
 
     def header(self) -> ClientHeader:
         """The header that tells the client, and which of its entries does."""

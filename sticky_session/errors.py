@@ -3,7 +3,8 @@
     StickySessionError
      ├── OptionError     an option's value can't be used
      ├── PlatformError   this operating system or library lacks something we need
-     └── ListenError     listen(), wait() or close() was called where it can't work
+     ├── ListenError     listen(), wait() or close() was called where it can't work
+     └── ClusterError    a message can't be sent to the other workers
 
 Every message says what was given, what was expected and what to do.
 """
@@ -26,3 +27,7 @@ class PlatformError(StickySessionError, RuntimeError):
 
 class ListenError(StickySessionError):
     """``listen()``, ``wait()`` or ``close()`` was called where it can't work."""
+
+
+class ClusterError(StickySessionError):
+    """A message can't be sent to the other workers."""

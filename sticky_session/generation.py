@@ -15,6 +15,10 @@ from sticky_session.config import Options
 from sticky_session.slots import Channel, Table, wake
 from sticky_session.surroundings import Surroundings
 
+# How much each slot's bus holds; the kernel doubles it for its own overhead (socket(7), SO_SNDBUF). The default of
+# wmem_max on most machines allows no more.
+BUS_ROOM_BYTES = 212_992
+
 
 @dataclass(eq=False)
 class Generation:
@@ -26,6 +30,7 @@ class Generation:
     :ivar ring_size: how many slots the listener's ring has; the channels may be more while the ring grows or shrinks
     :ivar sockets: the listening sockets (gunicorn's objects), by the frame's index; generations may share them
     :ivar binds: family and address of each
+    :ivar buses: what the workers tell each other travels on these, see :mod:`.bus`; none if the option is off
     :ivar failures: slot -> how many times in a row its worker failed to boot
     :ivar retry_at: slot -> when another worker may be started for it after that, by CLOCK_MONOTONIC
     :ivar surroundings: what its processes find around them; None while that is what the arbiter has itself
@@ -37,6 +42,7 @@ class Generation:
     ring_size: int
     sockets: list[Any]
     channels: list[Channel] = field(default_factory=list)
+    buses: list[Channel] = field(default_factory=list)
     failures: dict[int, int] = field(default_factory=dict)
     retry_at: dict[int, float] = field(default_factory=dict)
     surroundings: Surroundings | None = None
@@ -51,6 +57,7 @@ class Generation:
             self.returns = Channel()
             made.callback(self.returns.close)
             made.callback(self._close_channels)
+            made.callback(self.close_buses)
             self.grow(self.ring_size)
             made.pop_all()
 
@@ -68,15 +75,24 @@ class Generation:
         """Have channels for ``slots`` slots, empty from now on."""
         while len(self.channels) < slots:
             self.channels.append(Channel())
+            if self.options.bus:
+                self.buses.append(Channel(BUS_ROOM_BYTES))
             self.table.vacate(len(self.channels) - 1)
+            self.table.set_slots(len(self.channels))
 
     def is_filled(self, slots: int) -> bool:
         """Whether workers serve the first ``slots`` slots."""
         return all(self.table.holder(slot) for slot in range(slots))
 
+    def close_buses(self) -> None:
+        """Have no end of the bus in this process, which is the listener's."""
+        for bus in self.buses:
+            bus.close()
+
     def close(self) -> None:
         """Close channels and table in this process; the sockets may be another generation's, too."""
         self._close_channels()
+        self.close_buses()
         self.returns.close()
         self.table.close()
 
@@ -90,11 +106,16 @@ class Seat:
     """What one worker gets of its generation: its slot, its end of the channel, and ways to tell the arbiter.
 
     :ivar doorbell: writing end of the pipe that wakes the arbiter
+    :ivar known_slots: arbiter: how many slots' buses the worker can send to
     """
 
     slot: int
     generation: Generation
     doorbell: int
+    known_slots: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.known_slots = len(self.generation.buses)
 
     @property
     def channel(self) -> _socket.socket:
@@ -122,3 +143,6 @@ class Seat:
         for slot, channel in enumerate(self.generation.channels):
             if slot != self.slot:
                 channel.receiving_end.close()
+        for slot, bus in enumerate(self.generation.buses):
+            if slot != self.slot:
+                bus.receiving_end.close()

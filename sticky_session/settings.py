@@ -62,6 +62,9 @@ class StickyConfig(Config):  # type: ignore[misc]
         group = parser.add_argument_group(SECTION)
         for setting in ours.values():
             setting.add_option(group)
+        group.add_argument(
+            "--no-bus", dest="sticky_bus", action="store_const", const=0, help="The same as --sticky-bus 0."
+        )
         return parser
 
 

@@ -11,7 +11,7 @@ import mmap
 import os
 import time
 from collections.abc import Callable, Container
-from socket import AF_UNIX, MSG_DONTWAIT, MSG_PEEK, SOCK_SEQPACKET
+from socket import AF_UNIX, MSG_DONTWAIT, MSG_PEEK, SO_SNDBUF, SOCK_SEQPACKET, SOL_SOCKET
 
 from sticky_session import handoff
 
@@ -20,12 +20,17 @@ _HEADER_CELLS = 5
 
 
 class Channel:
-    """The socket pair that a slot's frames travel on. The arbiter keeps both ends open."""
+    """The socket pair that a slot's frames travel on. The arbiter keeps both ends open.
+
+    :param room_bytes: how much it holds, as SO_SNDBUF counts it (socket(7)); None for the system's default
+    """
 
     __slots__ = ("receiving_end", "sending_end")
 
-    def __init__(self) -> None:
+    def __init__(self, room_bytes: int | None = None) -> None:
         self.sending_end, self.receiving_end = _socket.socketpair(AF_UNIX, SOCK_SEQPACKET)
+        if room_bytes is not None:
+            self.sending_end.setsockopt(SOL_SOCKET, SO_SNDBUF, room_bytes)
 
     def close(self) -> None:
         """Close both ends in this process."""
@@ -81,9 +86,10 @@ class Table:
         view = memoryview(self._memory)
         self._numbers = view.cast("Q")
         self._times = view.cast("d")
-        # Why a worker can't boot, and what a user should know of a proxy, are said once.
+        # Why a worker can't boot, what a user should know of a proxy, and whose broadcasts cross workers, is said once.
         self.boot_report = Claim()
         self.advice = Claim()
+        self.bus_report = Claim()
 
     def _cell(self, slot: int) -> int:
         return _HEADER_CELLS + _CELLS_A_SLOT * slot
@@ -122,6 +128,15 @@ class Table:
     def failed(self, slots: int) -> frozenset[int]:
         """Those of the first ``slots`` slots that others stand in for."""
         return frozenset(slot for slot in range(slots) if self._numbers[self._cell(slot) + 3])
+
+    def set_slots(self, slots: int) -> None:
+        """Arbiter: so many slots have channels from now on."""
+        self._numbers[4] = slots
+
+    @property
+    def slots(self) -> int:
+        """How many slots have channels: no other can have a worker."""
+        return self._numbers[4]
 
     def beat(self) -> None:
         """The listener is alive."""
@@ -165,6 +180,7 @@ class Table:
         self._times.release()
         self.boot_report.close()
         self.advice.close()
+        self.bus_report.close()
 
 
 def wake(doorbell: int) -> None:

@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from sticky_session.address import Masks
+from sticky_session.bus import introduce
 from sticky_session.generation import Generation
 from sticky_session.handoff import Frame
 from sticky_session.listener import peer_host
@@ -146,6 +147,13 @@ class Succession:
         if self.next is not None:
             return generation.ring_size
         return max(wanted, generation.ring_size) if wanted else 0
+
+    def introduce(self) -> None:
+        """Let workers reach the slots that are newer than they are, by the bus."""
+        for generation in self:
+            for worker in self._members(generation):
+                if not worker.told_to_stop:
+                    introduce(generation, worker.seat, worker.pid)
 
     def surplus(self, wanted: int) -> list[Worker]:
         """The workers that are too many, once no listener feeds them; they have not been told to stop."""

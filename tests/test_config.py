@@ -30,6 +30,7 @@ def test_names() -> None:
         ("message_bytes", "--sticky-message-bytes", "STICKY_SESSION_MESSAGE_BYTES"),
         ("client_header", "--sticky-client-header", "STICKY_SESSION_CLIENT_HEADER"),
         ("client_hop", "--sticky-client-hop", "STICKY_SESSION_CLIENT_HOP"),
+        ("bus", "--sticky-bus", "STICKY_SESSION_BUS"),
     ]
 
 

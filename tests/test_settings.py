@@ -41,7 +41,9 @@ def test_defaults() -> None:
 
 def other(option: Option) -> Any:
     """A value that is not the default."""
-    return option.type(option.high) if isinstance(option, Number) else OTHERS[option.name]
+    if isinstance(option, Number):
+        return option.type(option.high if option.default != option.high else option.low)
+    return OTHERS[option.name]
 
 
 @each_option
@@ -49,6 +51,12 @@ def test_flag(option: Option) -> None:
     """Every option has its flag."""
     value = other(option)
     assert getattr(options_of(parse(option.flag, f"{value}")), option.name) == value
+
+
+def test_no_bus() -> None:
+    """The bus has a flag that turns it off."""
+    assert options_of(parse("--no-bus")).bus == 0
+    assert options_of(parse()).bus == 1
 
 
 @each_option

@@ -1,0 +1,480 @@
+"""The bus: what the workers of a generation tell each other, from each to each, with nobody in between.
+
+Every slot has a channel for it, which the arbiter made and keeps open. A worker holds the sending ends of all and reads
+from its own slot's. One message is one frame of that SOCK_SEQPACKET channel, so it arrives whole or not at all, and
+what one worker sends to another keeps its order::
+
+    0      1          2      4           8       12          12+C
+    | kind | length C | slot | addressee | size  | channel C | payload, or padding |
+      u8     u8         u16    u32         u32
+             (network byte order)
+
+``kind`` 0 is a message with its payload in the frame. With kind 1 the payload is in a sealed memfd, whose descriptor
+travels with the frame (memfd_create(2), SCM_RIGHTS). The channel counts a frame's bytes and not the memory behind a
+descriptor, so such a frame is padded: the larger the payload the more, and a channel that nobody reads is full before
+it holds much. Kind 2 comes from the arbiter and brings the sending end of a slot that is newer than the worker.
+
+Rules:
+
+- Sending never waits. What a channel has no room for is queued here, in the sender, and when too much is queued for a
+  slot the oldest is dropped, counted and reported.
+- A slot without a worker gets nothing.
+- ``addressee`` is the process id of the worker that served the slot when the frame was sent; another one, which finds
+  it in the channel later, throws it away. So a new worker begins with an empty bus, whatever its predecessor left.
+- Who is no worker of this generation has no end of any of these channels: they are inherited from the arbiter, and
+  have no name in any file system.
+"""
+
+from __future__ import annotations
+
+import _socket
+import contextlib
+import errno
+import fcntl
+import os
+import time
+from collections import Counter, deque
+from collections.abc import Iterator
+from struct import Struct
+from typing import Any
+
+import gevent
+from gevent.event import Event
+from gevent.monkey import get_original
+from gevent.queue import Queue
+
+from sticky_session import handoff
+from sticky_session.errors import ClusterError
+from sticky_session.generation import BUS_ROOM_BYTES, Generation, Seat
+from sticky_session.slots import Channel
+
+MAX_MESSAGE_BYTES = 64 * 2**20
+# Payloads up to this size travel in the frame, larger ones by memfd.
+INLINE_BYTES = 96 * 2**10
+MAX_CHANNEL_BYTES = 255
+
+# What one worker keeps for one slot that takes its messages too slowly.
+QUEUE_BYTES = MAX_MESSAGE_BYTES
+QUEUE_MESSAGES = 50_000
+# What has been taken from the bus and waits for the app; beyond it, the bus is not read.
+INBOX_BYTES = 8 * 2**20
+# How many messages are taken, or sent from a queue, before others in this process get their turn.
+BURST = 64
+# How long sending pauses when something but room has run out.
+PAUSE_SECONDS = 0.05
+# How often dropped messages are reported: in the log, and to gunicorn's metrics.
+LOG_SECONDS = 60.0
+METRIC_SECONDS = 1.0
+
+_HEADER = Struct("!BBHII")
+_INLINE, _PARCEL, _END = range(3)
+# The largest padding is half of what a channel is sure to have room for, so two or three parcels of the largest size
+# fill a channel, or some hundred MB of smaller ones.
+_LEAST_PADDING = 4096
+_PADDING = memoryview(bytes(_LEAST_PADDING + BUS_ROOM_BYTES))
+_SEALS = fcntl.F_ADD_SEALS, fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
+# Beside those that every channel may answer with: what making a memfd lacks.
+_NOT_NOW = handoff.CHANNEL_FULL | {errno.EMFILE, errno.ENFILE, errno.ENOSPC}
+# Nobody has the other end, not even the arbiter: it was killed, and this process is about to find out.
+_GONE = frozenset({errno.EPIPE, errno.ECONNRESET, errno.ECONNREFUSED, errno.ENOTCONN})
+
+_get_ident = get_original("_thread", "get_ident")
+
+
+def _padding_bytes(size: int) -> int:
+    return _LEAST_PADDING + BUS_ROOM_BYTES * size // MAX_MESSAGE_BYTES
+
+
+class Message:
+    """What is sent, to one slot or many.
+
+    :param channel: only those who listen to it get it; at most :data:`MAX_CHANNEL_BYTES` in UTF-8
+    :raises ClusterError: it is too large
+    """
+
+    __slots__ = ("_descriptor", "_name", "payload", "size")
+
+    def __init__(self, channel: str, payload: bytes) -> None:
+        self._name = channel.encode()
+        if len(self._name) > MAX_CHANNEL_BYTES:
+            raise ClusterError(f"channel {channel!r}: expected a name of at most {MAX_CHANNEL_BYTES} bytes")
+        self.payload = payload
+        self.size = len(payload)
+        if self.size > MAX_MESSAGE_BYTES:
+            raise ClusterError(
+                f"a message of {self.size} bytes (encoded) can't be sent to the other workers; expected at most "
+                f"{MAX_MESSAGE_BYTES}. Send it in parts"
+            )
+        self._descriptor: int | None = None
+
+    def send(self, end: handoff.Socket, slot: int, addressee: int) -> None:
+        """Send it without waiting.
+
+        :raises OSError: it can't be sent now; ``_NOT_NOW`` has those that pass
+        """
+        if self.size <= INLINE_BYTES:
+            handoff.send_parts(end, (self._head(_INLINE, slot, addressee), self.payload))
+            return
+        if self._descriptor is None:
+            self._descriptor = _sealed(self.payload)
+        padding = _PADDING[: _padding_bytes(self.size)]
+        handoff.send_parts(end, (self._head(_PARCEL, slot, addressee), padding), self._descriptor)
+
+    def _head(self, kind: int, slot: int, addressee: int) -> bytes:
+        return _HEADER.pack(kind, len(self._name), slot, addressee, self.size) + self._name
+
+    def close(self) -> None:
+        """Give up what sending has left; it can be sent again."""
+        if self._descriptor is not None:
+            handoff.close(self._descriptor)
+            self._descriptor = None
+
+
+def _sealed(payload: bytes) -> int:
+    """A memfd that nobody can change any more."""
+    descriptor = os.memfd_create("sticky-session", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    try:
+        rest = memoryview(payload)
+        while rest:
+            rest = rest[os.write(descriptor, rest) :]
+        fcntl.fcntl(descriptor, *_SEALS)
+    except BaseException:
+        handoff.close(descriptor)
+        raise
+    return descriptor
+
+
+def send_end(channel: Channel, addressee: int, slot: int, end: _socket.socket) -> bool:
+    """Arbiter: give a worker the sending end of another slot.
+
+    :param channel: the worker's own
+    :returns: False if there is no room for it now
+    """
+    try:
+        handoff.send_parts(channel.sending_end, (_HEADER.pack(_END, 0, slot, addressee, 0),), end.fileno())
+    except OSError as error:
+        if error.errno not in handoff.CHANNEL_FULL:
+            raise
+        return False
+    return True
+
+
+def introduce(generation: Generation, seat: Seat, pid: int) -> None:
+    """Arbiter: give a worker the sending ends of the slots that are newer than it.
+
+    What finds no room is tried again at the arbiter's next turn; the worker queues what it has for that slot.
+    """
+    while seat.known_slots < len(generation.buses):
+        slot = seat.known_slots
+        if not send_end(generation.buses[seat.slot], pid, slot, generation.buses[slot].sending_end):
+            return
+        seat.known_slots += 1
+
+
+class Inbox:
+    """What has come for one listener and waits for it."""
+
+    def __init__(self) -> None:
+        self._queue: Queue[bytes] = Queue()
+        self._bytes = 0
+        self._has_room = Event()
+        self._has_room.set()
+
+    def put(self, payload: bytes) -> None:
+        """Add a payload."""
+        self._bytes += len(payload)
+        if self._bytes > INBOX_BYTES:
+            self._has_room.clear()
+        self._queue.put_nowait(payload)
+
+    def wait_for_room(self) -> None:
+        """Wait until less than :data:`INBOX_BYTES` wait."""
+        self._has_room.wait()
+
+    def __iter__(self) -> Iterator[bytes]:
+        """Wait for payloads, for ever."""
+        while True:
+            payload = self._queue.get()
+            self._bytes -= len(payload)
+            if self._bytes <= INBOX_BYTES:
+                self._has_room.set()
+            yield payload
+
+
+class _Outbox:
+    """What one slot has not been sent yet.
+
+    :ivar end: the slot's sending end; None while the arbiter has not passed it on
+    :ivar addressee: the worker that it is meant for
+    """
+
+    __slots__ = ("_bytes", "_messages", "addressee", "end", "is_flushing")
+
+    def __init__(self, end: _socket.socket | None = None) -> None:
+        self.end = end
+        self.addressee = 0
+        self.is_flushing = False
+        self._messages: deque[Message] = deque()
+        self._bytes = 0
+
+    def __len__(self) -> int:
+        return len(self._messages)
+
+    def address(self, pid: int) -> None:
+        """Begin anew if it is another worker now."""
+        if pid != self.addressee:
+            self.addressee = pid
+            self._messages.clear()
+            self._bytes = 0
+
+    def push(self, message: Message) -> int:
+        """Add a message.
+
+        :returns: how many had to go for it
+        """
+        self._messages.append(message)
+        self._bytes += message.size
+        dropped = 0
+        while self._bytes > QUEUE_BYTES or len(self._messages) > QUEUE_MESSAGES:
+            self.pop()
+            dropped += 1
+        return dropped
+
+    def first(self) -> Message:
+        """The oldest."""
+        return self._messages[0]
+
+    def pop(self) -> None:
+        """The oldest is done."""
+        self._bytes -= self._messages.popleft().size
+
+
+class Bus:
+    """A worker's place on the bus.
+
+    Sending works from the beginning; :meth:`start` when it serves its slot, :meth:`stop` before it leaves it.
+
+    :param log: gunicorn's logger
+    """
+
+    def __init__(self, seat: Seat, log: Any) -> None:
+        self._pid = os.getpid()
+        self._thread = _get_ident()
+        self._hub = gevent.get_hub()
+        self._log = log
+        self._table = seat.generation.table
+        self._receiving_end = seat.generation.buses[seat.slot].receiving_end
+        self._outboxes = [_Outbox(channel.sending_end) for channel in seat.generation.buses]
+        self._inboxes: dict[bytes, list[Inbox]] = {}
+        self._buffer = bytearray(_HEADER.size + MAX_CHANNEL_BYTES + INLINE_BYTES)
+        self._reader: gevent.Greenlet | None = None
+        self._dropped: Counter[int] = Counter()
+        self._unmeasured = 0
+        self._teller: gevent.Greenlet | None = None
+
+    # --- listening
+
+    def listen(self, channel: str) -> Inbox:
+        """A new inbox for all that others send on a channel, in this process, too."""
+        inbox = Inbox()
+        self._inboxes.setdefault(channel.encode(), []).append(inbox)
+        return inbox
+
+    def start(self) -> None:
+        """This worker serves its slot from now on."""
+        self._reader = gevent.spawn(self._read)
+
+    def stop(self) -> None:
+        """This worker is about to leave its slot; what comes now is for the next one to throw away."""
+        if self._reader is not None:
+            reader, self._reader = self._reader, None
+            reader.kill(block=False)
+
+    def _read(self) -> None:
+        me = self._reader
+        watcher = self._hub.loop.io(self._receiving_end.fileno(), 1)
+        try:
+            while True:
+                self._hub.wait(watcher)
+                for _ in range(BURST):
+                    # A process that the app has forked may get here, and must leave its parent's messages alone.
+                    if self._reader is not me or os.getpid() != self._pid:
+                        return
+                    try:
+                        inboxes = self._receive()
+                    except BlockingIOError:
+                        break
+                    except EOFError:
+                        # The arbiter was killed, and the worker is about to find out.
+                        return
+                    for inbox in inboxes:
+                        inbox.wait_for_room()
+        finally:
+            watcher.stop()
+            watcher.close()
+
+    def _receive(self) -> list[Inbox]:
+        """Take one frame.
+
+        :returns: the inboxes that have got it
+        :raises BlockingIOError: there is none
+        :raises EOFError: there is nobody to send one
+        """
+        size, descriptors, lost = handoff.receive_into(self._receiving_end, self._buffer)
+        try:
+            kind, length, slot, addressee, payload_size = _HEADER.unpack_from(self._buffer)
+            if addressee != self._pid:
+                return []
+            if lost:
+                self._log.error("A broadcast was lost: no descriptors left in this worker; raise ulimit -n")
+                return []
+            if kind == _END:
+                self._add_end(slot, descriptors.pop())
+                return []
+            start = _HEADER.size + length
+            inboxes = self._inboxes.get(bytes(self._buffer[_HEADER.size : start]), [])
+            if inboxes:
+                inline = kind == _INLINE
+                payload = bytes(self._buffer[start:size]) if inline else os.pread(descriptors[0], payload_size, 0)
+                for inbox in inboxes:
+                    inbox.put(payload)
+            return inboxes
+        finally:
+            for descriptor in descriptors:
+                handoff.close(descriptor)
+
+    def _add_end(self, slot: int, descriptor: int) -> None:
+        outbox = self._outbox(slot)
+        end = _socket.socket(fileno=descriptor)
+        if outbox.end is None:
+            outbox.end = end
+            self._start_flushing(slot, outbox)
+        else:
+            end.close()
+
+    # --- sending
+
+    def publish(self, channel: str, payload: bytes, sender: Inbox | None = None) -> None:
+        """Send to all who listen to a channel, without waiting. Any thread of the worker may call it.
+
+        :param sender: the inbox that doesn't get it
+        :raises ClusterError: it is too large
+        """
+        message = Message(channel, payload)
+        if _get_ident() == self._thread:
+            self._send(channel, message, sender)
+        else:
+            self._hub.loop.run_callback_threadsafe(self._send, channel, message, sender)
+
+    def _send(self, channel: str, message: Message, sender: Inbox | None) -> None:
+        for inbox in self._inboxes.get(channel.encode(), ()):
+            if inbox is not sender:
+                inbox.put(message.payload)
+        holder = self._table.holder
+        with contextlib.closing(message):
+            for slot in range(self._table.slots):
+                pid = holder(slot)
+                if pid and pid != self._pid:
+                    self._send_to(slot, pid, message)
+
+    def _outbox(self, slot: int) -> _Outbox:
+        while slot >= len(self._outboxes):
+            self._outboxes.append(_Outbox())
+        return self._outboxes[slot]
+
+    def _send_to(self, slot: int, pid: int, message: Message) -> None:
+        outbox = self._outbox(slot)
+        outbox.address(pid)
+        if outbox.end is not None and not outbox:
+            try:
+                message.send(outbox.end, slot, pid)
+                return
+            except OSError as error:
+                if error.errno in _GONE:
+                    return
+                if error.errno not in _NOT_NOW:
+                    raise
+        self._note_dropped(slot, outbox.push(message))
+        self._start_flushing(slot, outbox)
+
+    def _start_flushing(self, slot: int, outbox: _Outbox) -> None:
+        if outbox and outbox.end is not None and not outbox.is_flushing:
+            outbox.is_flushing = True
+            gevent.spawn(self._flush, slot, outbox, outbox.end)
+
+    def _flush(self, slot: int, outbox: _Outbox, end: _socket.socket) -> None:
+        """Send what is queued for a slot, as it makes room."""
+        watcher = self._hub.loop.io(end.fileno(), 2)
+        try:
+            while outbox:
+                self._hub.wait(watcher)
+                try:
+                    self._send_queued(slot, outbox, end)
+                except OSError as error:
+                    if error.errno in _GONE:
+                        return
+                    if error.errno not in _NOT_NOW:
+                        raise
+                    if error.errno != errno.EAGAIN:
+                        gevent.sleep(PAUSE_SECONDS)
+        finally:
+            outbox.is_flushing = False
+            watcher.stop()
+            watcher.close()
+
+    def _send_queued(self, slot: int, outbox: _Outbox, end: _socket.socket) -> None:
+        """Send until nothing is left, or there is no room, or others in this process should get their turn."""
+        outbox.address(self._table.holder(slot))
+        for _ in range(min(len(outbox), BURST)):
+            message = outbox.first()
+            with contextlib.closing(message):
+                message.send(end, slot, outbox.addressee)
+            outbox.pop()
+
+    # --- what was dropped
+
+    def _note_dropped(self, slot: int, count: int) -> None:
+        if count:
+            self._dropped[slot] += count
+            self._unmeasured += count
+            if self._teller is None:
+                self._teller = gevent.spawn(self._tell_dropped)
+
+    def _tell_dropped(self) -> None:
+        """Say what was dropped, at once and then once a minute for as long as it goes on."""
+        while self._dropped:
+            dropped, self._dropped = self._dropped, Counter()
+            for slot, count in sorted(dropped.items()):
+                self._log.warning(
+                    "%s messages to the worker of slot %s (pid:%s) were dropped, the oldest first: "
+                    "it is stopped, or too busy to take them",
+                    count,
+                    slot,
+                    self._outbox(slot).addressee,
+                )
+            end = time.monotonic() + LOG_SECONDS
+            while time.monotonic() < end:
+                self._measure_dropped()
+                gevent.sleep(METRIC_SECONDS)
+        self._measure_dropped()
+        self._teller = None
+
+    def _measure_dropped(self) -> None:
+        count, self._unmeasured = self._unmeasured, 0
+        if count:
+            extra = {"metric": "sticky_session.bus_dropped", "value": count, "mtype": "counter"}
+            self._log.debug("%s messages were dropped", count, extra=extra)
+
+
+# The bus of the worker that this process is, if it is one and has one.
+_bus_in_this_process: list[Bus] = []
+
+
+def current_bus() -> Bus | None:
+    """The bus of the worker that this process is; None in any other process."""
+    return _bus_in_this_process[0] if _bus_in_this_process else None
+
+
+def set_current_bus(bus: Bus) -> None:
+    """Let :func:`current_bus` have it."""
+    _bus_in_this_process[:] = [bus]
