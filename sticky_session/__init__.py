@@ -9,8 +9,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from sticky_session.cluster import ClusterManager
     from sticky_session.config import Options
-    from sticky_session.errors import ListenError, OptionError, PlatformError, StickySessionError
+    from sticky_session.errors import ClusterError, ListenError, OptionError, PlatformError, StickySessionError
     from sticky_session.launcher import close, listen, wait, worker_id
     from sticky_session.ring import Ring
     from sticky_session.worker import Worker
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "ClusterError",
+    "ClusterManager",
     "ListenError",
     "OptionError",
     "Options",
@@ -33,6 +36,8 @@ __all__ = [
 ]
 
 _HOMES = {
+    "ClusterError": "errors",
+    "ClusterManager": "cluster",
     "ListenError": "errors",
     "OptionError": "errors",
     "Options": "config",

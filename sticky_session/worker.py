@@ -15,6 +15,7 @@ from gevent.event import Event
 from gunicorn.workers.ggevent import GeventWorker
 
 from sticky_session.arbiter import StickyArbiter
+from sticky_session.bus import Bus, set_current_bus
 from sticky_session.config import Options
 from sticky_session.errors import PlatformError
 from sticky_session.generation import Seat
@@ -54,6 +55,7 @@ class Worker(GeventWorker):  # type: ignore[misc]
         self.told_to_stop = False
         self._message_bytes: int | None = None
         self._drain = False
+        self._bus: Bus | None = None
 
     # --- in the arbiter
 
@@ -109,6 +111,7 @@ class Worker(GeventWorker):  # type: ignore[misc]
     def run(self) -> None:
         """The main loop: serve until told to stop, then let requests finish."""
         _worker_in_this_process[:] = [self]
+        self._join_bus()
         self.server = Server(self)
         self.server.start()
         # The arbiter takes the time from a file that has none yet: it would never time out a worker that hung now.
@@ -116,15 +119,45 @@ class Worker(GeventWorker):  # type: ignore[misc]
         if self.alive:
             # Told to stop while it booted, it must not take the slot from the one that has come after it.
             self.seat.take()
+            if self._bus is not None:
+                self._bus.start()
         interval = min(1.0, self.timeout) if self.timeout else 1.0
         while self.alive:
             self.notify()
             self._woken.wait(interval)
         self._finish(interval)
 
+    def _join_bus(self) -> None:
+        """Let the app's Socket.IO servers reach the clients of the other workers."""
+        if not self.seat.generation.buses:
+            return
+        self._bus = Bus(self.seat, self.log)
+        if "socketio" not in sys.modules:
+            set_current_bus(self._bus)
+            return
+        # Only now: an app of another kind need not have it in memory.
+        from sticky_session import cluster
+
+        adopted, left = cluster.adopt_servers()
+        set_current_bus(self._bus)
+        cluster.join(self._bus)
+        if (adopted or left) and self.seat.generation.table.bus_report.take():
+            if adopted:
+                self.log.info(
+                    "The app's Socket.IO server reaches the clients of all workers (STICKY_SESSION_BUS=0: only its own)"
+                )
+            if left:
+                self.log.warning(
+                    "%s of the app's Socket.IO servers can't be told apart, and reach only their own worker's clients; "
+                    "give each client_manager=sticky_session.ClusterManager(channel=...) with a name of its own",
+                    left,
+                )
+
     def _finish(self, interval: float) -> None:
         # Leaving wakes the arbiter: after a SIGABRT for a timeout it would still see the old time, and kill.
         self.notify()
+        if self._bus is not None:
+            self._bus.stop()
         self.seat.leave()
         deadline = time.monotonic() + self.cfg.graceful_timeout
         self.server.retire(drain=self._drain)
@@ -197,7 +230,9 @@ def engineio_message_bytes() -> int:
     if engineio is None:
         return 0
     base = engineio.base_server.BaseServer
-    return max((int(it.max_http_buffer_size) for it in gc.get_objects() if isinstance(it, base)), default=0)
+    # type() and not isinstance(): proxies of the app's may do anything when they are asked for their class.
+    servers = (it for it in gc.get_objects() if issubclass(type(it), base))
+    return max((int(it.max_http_buffer_size) for it in servers), default=0)
 
 
 __all__ = ["Worker", "current_worker"]

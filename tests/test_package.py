@@ -36,6 +36,8 @@ def test_ring_is_light() -> None:
 def test_public_names() -> None:
     """The public names are these, and each exists."""
     assert sticky_session.__all__ == [
+        "ClusterError",
+        "ClusterManager",
         "ListenError",
         "OptionError",
         "Options",

@@ -1,0 +1,232 @@
+"""The Socket.IO client manager that lets every worker reach the clients of all: python-socketio's, over the bus.
+
+python-socketio's ``PubSubManager`` does what there is to do (rooms, acknowledgements, disconnecting across processes)
+over anything that has ``_publish`` and ``_listen``. A message is JSON, as its ``RedisManager`` writes it.
+
+A manager is made when the app is loaded, which may be before the fork or in no worker at all. It *joins* when the
+worker has its bus; one that has not joined acts as python-socketio's manager for a single process.
+"""
+
+from __future__ import annotations
+
+import base64
+import gc
+import inspect
+import json
+import uuid
+import zlib
+from collections.abc import Iterator
+from typing import Any
+from weakref import WeakSet
+
+import socketio
+from socketio.packet import Packet
+
+from sticky_session.bus import Bus, Inbox, current_bus
+from sticky_session.errors import ClusterError
+
+# python-socketio's own name for it.
+DEFAULT_CHANNEL = "socketio"
+
+# All managers of this process, for those that were made before the bus.
+_managers: WeakSet[ClusterManager] = WeakSet()
+
+
+class ClusterManager(socketio.PubSubManager):  # type: ignore[misc]
+    """A client manager that reaches the clients of all workers, without a message queue.
+
+    An app's server gets one by itself, so there is rarely a need to name it::
+
+        sio = socketio.Server(client_manager=sticky_session.ClusterManager())
+
+    In a process that is no worker (``python app.py``, pytest) there are no others to reach, and it is python-socketio's
+    manager for a single process.
+
+    :param channel: servers hear each other if their channels have the same name
+    :param write_only: True for one that belongs to no server and only emits
+    :param options: more of ``PubSubManager``'s: ``logger``, ``json``
+    """
+
+    name = "sticky-session"
+
+    def __init__(self, channel: str = DEFAULT_CHANNEL, write_only: bool = False, **options: Any) -> None:
+        super().__init__(channel=channel, write_only=write_only, **options)
+        self._bus: Bus | None = None
+        self._inbox: Inbox | None = None
+        self._is_listening = False
+        _managers.add(self)
+        bus = current_bus()
+        if bus is not None:
+            self.join(bus)
+
+    def join(self, bus: Bus) -> None:
+        """Use the bus from now on."""
+        if self._bus is not None:
+            return
+        # An id from before the fork would be that of all workers.
+        self.host_id = uuid.uuid4().hex
+        self._bus = bus
+        if not self.write_only:
+            self._inbox = bus.listen(self.channel)
+            self._start_listening()
+
+    def _start_listening(self) -> None:
+        # Not only when the first client comes, as others do: somebody may wait for another worker's client to answer.
+        if self._inbox is not None and self.server is not None and not self._is_listening:
+            self._is_listening = True
+            self.thread = self.server.start_background_task(self._thread)
+
+    def set_server(self, server: Any) -> None:
+        """Belong to a server."""
+        super().set_server(server)
+        self._start_listening()
+
+    def initialize(self) -> None:
+        """Before the first client: nothing is left to do."""
+
+    # --- as in a single process, while there is no bus
+
+    def emit(self, event: str, data: Any, namespace: str | None = None, *args: Any, **kwargs: Any) -> None:
+        """Emit to a client, a room, or all, of this worker and the others; as ``socketio.Server.emit``."""
+        if self._bus is None:
+            kwargs["ignore_queue"] = True
+        super().emit(event, data, namespace or "/", *args, **kwargs)
+
+    def can_disconnect(self, sid: str, namespace: str) -> Any:
+        """Whether the client is this worker's; if it is not, the others are asked to disconnect it."""
+        if self._bus is None:
+            return socketio.Manager.can_disconnect(self, sid, namespace)
+        return super().can_disconnect(sid, namespace)
+
+    def disconnect(self, sid: str, namespace: str | None = None, **kwargs: Any) -> Any:
+        """Note that a client is gone; see :meth:`can_disconnect`."""
+        if self._bus is None:
+            kwargs["ignore_queue"] = True
+        return super().disconnect(sid, namespace=namespace or "/", **kwargs)
+
+    def enter_room(self, sid: str, namespace: str, room: Any, eio_sid: str | None = None) -> Any:
+        """Put any worker's client into a room."""
+        if self._bus is None:
+            return socketio.Manager.enter_room(self, sid, namespace, room, eio_sid=eio_sid)
+        return super().enter_room(sid, namespace, room, eio_sid=eio_sid)
+
+    def leave_room(self, sid: str, namespace: str, room: Any) -> Any:
+        """Take any worker's client out of a room."""
+        if self._bus is None:
+            return socketio.Manager.leave_room(self, sid, namespace, room)
+        return super().leave_room(sid, namespace, room)
+
+    def close_room(self, room: Any, namespace: str | None = None) -> Any:
+        """Take all clients out of a room, on all workers."""
+        if self._bus is None:
+            return socketio.Manager.close_room(self, room, namespace or "/")
+        return super().close_room(room, namespace)
+
+    # --- over the bus
+
+    def _publish(self, data: dict[str, Any]) -> None:
+        if self._bus is None:
+            return
+        if data["method"] == "callback":
+            data = _with_text_only(data)
+        try:
+            payload = self._json.dumps(data).encode()
+        except (TypeError, ValueError) as error:
+            raise ClusterError(
+                f"{data['method']} to room {data.get('room')!r} can't be sent to the other workers: {error}. "
+                "Data and the names of rooms must be what JSON has, or bytes; STICKY_SESSION_BUS=0 keeps "
+                "everything in this worker"
+            ) from None
+        self._bus.publish(self.channel, payload, self._inbox)
+
+    def _listen(self) -> Iterator[bytes]:
+        assert self._inbox is not None
+        return iter(self._inbox)
+
+    def _handle_callback(self, message: dict[str, Any]) -> None:
+        if message.pop("binary", False):
+            args, *attachments = message["args"]
+            message["args"] = Packet.reconstruct_binary(args, [base64.b64decode(each) for each in attachments])
+        super()._handle_callback(message)
+
+    @property
+    def _json(self) -> Any:
+        # python-socketio before 5.16.1 has no choice of it.
+        return getattr(self, "json", json)
+
+
+def _with_text_only(callback: dict[str, Any]) -> dict[str, Any]:
+    """A callback whose bytes are written as python-socketio writes those of what is emitted; it leaves callbacks'."""
+    args = list(callback["args"])
+    if not Packet.data_is_binary(args):
+        return callback
+    rest, attachments = Packet.deconstruct_binary(args)
+    return {**callback, "args": [rest, *(base64.b64encode(each).decode() for each in attachments)], "binary": True}
+
+
+# --- by itself
+
+
+def join(bus: Bus) -> None:
+    """Let the managers that there are use the bus."""
+    for manager in list(_managers):
+        manager.join(bus)
+
+
+def adopt_servers() -> tuple[int, int]:
+    """Let every Socket.IO server of this process that has python-socketio's default manager have ours.
+
+    To be called before :func:`join`. Two servers get two channels, as they are two worlds within one process. What
+    tells them apart, in every worker alike, is what they answer to.
+
+    :returns: how many servers have ours now, and how many could not be told apart and were left alone
+    """
+    servers = _default_servers()
+    if len(servers) > 1:
+        # Some may be gone but for the garbage collector.
+        del servers
+        gc.collect()
+        servers = _default_servers()
+    if len(servers) == 1:
+        _adopt(servers[0].manager, DEFAULT_CHANNEL)
+        return 1, 0
+    names = [f"{DEFAULT_CHANNEL}-{zlib.crc32(_handlers(server).encode()):08x}" for server in servers]
+    adopted = [(server, name) for server, name in zip(servers, names, strict=True) if names.count(name) == 1]
+    for server, name in adopted:
+        _adopt(server.manager, name)
+    return len(adopted), len(servers) - len(adopted)
+
+
+def _default_servers() -> list[Any]:
+    # type() and not isinstance(): proxies of the app's may do anything when they are asked for their class.
+    return [
+        it
+        for it in gc.get_objects()
+        if issubclass(type(it), socketio.Server) and type(getattr(it, "manager", None)) is socketio.Manager
+    ]
+
+
+def _handlers(server: Any) -> str:
+    """The names of a server's namespaces and events, and of what handles them."""
+    named = [
+        f"{namespace} {event} {getattr(handler, '__module__', '')}.{getattr(handler, '__qualname__', '')}"
+        for namespace, handlers in server.handlers.items()
+        for event, handler in handlers.items()
+    ]
+    named += [f"{namespace} {type(it).__qualname__}" for namespace, it in server.namespace_handlers.items()]
+    return "\n".join(sorted(named))
+
+
+def _adopt(manager: Any, channel: str) -> None:
+    """Turn a manager into ours: the same object, since others may know it, with all that it has."""
+    kept = vars(manager)
+    # What has been put in the place of its methods (Server.instrument() does that) goes on to ours.
+    passed_on = {
+        name: getattr(ClusterManager, value.__name__).__get__(manager)
+        for name, value in kept.items()
+        if inspect.ismethod(value) and value.__self__ is manager
+    }
+    fresh = ClusterManager(channel)
+    manager.__class__ = ClusterManager
+    manager.__dict__ = {**vars(fresh), **kept, **passed_on}
+    _managers.add(manager)

@@ -1,0 +1,87 @@
+"""A python-socketio app that does what a client tells it to: see Member in tests/integration/members.py.
+
+MANAGER chooses its client manager: empty for none, "ours", the URL of a Redis server, or "own" for one of the app's.
+"""
+
+import os
+
+import gevent.event
+import socketio
+
+import sticky_session
+
+
+class OwnManager(socketio.PubSubManager):
+    """One that an app might have made."""
+
+    def _publish(self, data):
+        pass
+
+    def _listen(self):
+        gevent.event.Event().wait()
+        yield
+
+
+def manager():
+    chosen = os.environ.get("MANAGER", "")
+    if chosen.startswith("redis"):
+        return socketio.RedisManager(chosen)
+    return {"": lambda: None, "ours": sticky_session.ClusterManager, "own": OwnManager}[chosen]()
+
+
+sio = socketio.Server(
+    async_mode="gevent",
+    client_manager=manager(),
+    ping_interval=2,
+    max_http_buffer_size=100_000_000,
+    namespaces="*",
+)
+gone = []
+
+
+@sio.on("do", namespace="*")
+def do(namespace, sid, method, args, options):
+    """Call a method of the server; "spread" makes a tuple of the data, which becomes several arguments."""
+    if options.pop("spread", False):
+        args[1] = tuple(args[1])
+    try:
+        result = getattr(sio, method)(*args, **options)
+        # python-socketio finds no bytes in tuples.
+        return "done", list(result) if isinstance(result, tuple) else result
+    except Exception as error:
+        return type(error).__name__, str(error)
+
+
+@sio.on("ask", namespace="*")
+def ask(namespace, sid, event, data, to):
+    """Emit with a callback, and return what the callback was given."""
+    answered = gevent.event.AsyncResult()
+    sio.emit(event, data, to=to, namespace=namespace, callback=lambda *args: answered.set(args))
+    return list(answered.get(timeout=20))
+
+
+@sio.on("who", namespace="*")
+def who(namespace, sid):
+    return {
+        "pid": os.getpid(),
+        "slot": sticky_session.worker_id(),
+        "manager": type(sio.manager).__name__,
+        "rooms": sorted(sio.rooms(sid, namespace)),
+        "gone": gone,
+    }
+
+
+@sio.event
+def disconnect(sid, reason):
+    gone.append(sid)
+
+
+def app(environ, start_response):
+    """Emit from a request: /emit?EVENT, and say who answers."""
+    if environ["PATH_INFO"] == "/emit":
+        sio.emit(environ["QUERY_STRING"], os.getpid())
+    start_response("200 OK", [("Content-Type", "text/plain")])
+    return [str(os.getpid()).encode()]
+
+
+app = socketio.WSGIApp(sio, app)
