@@ -254,11 +254,13 @@ class Bus:
 
     Sending works from the beginning; :meth:`start` when it serves its slot, :meth:`stop` before it leaves it.
 
+    :param pid: the worker's process id, which it is addressed by
     :param log: gunicorn's logger
     """
 
-    def __init__(self, seat: Seat, log: Any) -> None:
-        self._pid = os.getpid()
+    def __init__(self, seat: Seat, pid: int, log: Any) -> None:
+        self._pid = pid
+        self._process = os.getpid()
         self._thread = _get_ident()
         self._hub = gevent.get_hub()
         self._log = log
@@ -298,7 +300,7 @@ class Bus:
                 self._hub.wait(watcher)
                 for _ in range(BURST):
                     # A process that the app has forked may get here, and must leave its parent's messages alone.
-                    if self._reader is not me or os.getpid() != self._pid:
+                    if self._reader is not me or os.getpid() != self._process:
                         return
                     try:
                         inboxes = self._receive()

@@ -53,7 +53,6 @@ class ClusterManager(socketio.PubSubManager):  # type: ignore[misc]
         super().__init__(channel=channel, write_only=write_only, **options)
         self._bus: Bus | None = None
         self._inbox: Inbox | None = None
-        self._is_listening = False
         _managers.add(self)
         bus = current_bus()
         if bus is not None:
@@ -66,14 +65,13 @@ class ClusterManager(socketio.PubSubManager):  # type: ignore[misc]
         # An id from before the fork would be that of all workers.
         self.host_id = uuid.uuid4().hex
         self._bus = bus
-        if not self.write_only:
-            self._inbox = bus.listen(self.channel)
-            self._start_listening()
+        self._start_listening()
 
     def _start_listening(self) -> None:
         # Not only when the first client comes, as others do: somebody may wait for another worker's client to answer.
-        if self._inbox is not None and self.server is not None and not self._is_listening:
-            self._is_listening = True
+        # And not without a server: nobody would empty the inbox.
+        if self._bus is not None and self.server is not None and self._inbox is None and not self.write_only:
+            self._inbox = self._bus.listen(self.channel)
             self.thread = self.server.start_background_task(self._thread)
 
     def set_server(self, server: Any) -> None:

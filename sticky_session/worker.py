@@ -131,7 +131,7 @@ class Worker(GeventWorker):  # type: ignore[misc]
         """Let the app's Socket.IO servers reach the clients of the other workers."""
         if not self.seat.generation.buses:
             return
-        self._bus = Bus(self.seat, self.log)
+        self._bus = Bus(self.seat, self.pid, self.log)
         if "socketio" not in sys.modules:
             set_current_bus(self._bus)
             return
