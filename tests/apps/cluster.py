@@ -4,6 +4,7 @@ MANAGER chooses its client manager: empty for none, "ours", the URL of a Redis s
 """
 
 import os
+import uuid
 
 import gevent.event
 import socketio
@@ -56,8 +57,31 @@ def do(namespace, sid, method, args, options):
 def ask(namespace, sid, event, data, to):
     """Emit with a callback, and return what the callback was given."""
     answered = gevent.event.AsyncResult()
-    sio.emit(event, data, to=to, namespace=namespace, callback=lambda *args: answered.set(args))
+    try:
+        sio.emit(event, data, to=to, namespace=namespace, callback=lambda *args: answered.set(args))
+    except ValueError as error:
+        return type(error).__name__
     return list(answered.get(timeout=20))
+
+
+@sio.event
+def emit_to_uuid(sid):
+    """Emit to a room whose name JSON has no way to write."""
+    return outcome("event", to=uuid.uuid4())
+
+
+@sio.event
+def emit_much(sid):
+    """Emit more than 64 MB, to a room without clients."""
+    return outcome("event", "x" * (64 * 2**20 + 1), to="nobody")
+
+
+def outcome(*args, **options):
+    try:
+        sio.emit(*args, **options)
+    except Exception as error:
+        return type(error).__name__
+    return "done"
 
 
 @sio.on("who", namespace="*")
