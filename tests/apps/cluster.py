@@ -96,6 +96,21 @@ def who(namespace, sid):
 
 
 @sio.event
+def say(sid, speaker, number):
+    """Tell everybody."""
+    sio.emit("said", (speaker, number))
+
+
+@sio.event
+def flood(sid, speaker, count, size):
+    """Tell all others very much."""
+    for number in range(count):
+        sio.emit("said", (speaker, number, "x" * size), skip_sid=sid)
+        gevent.sleep(0)
+    return os.getpid()
+
+
+@sio.event
 def disconnect(sid, reason):
     gone.append(sid)
 

@@ -5,14 +5,13 @@ from __future__ import annotations
 import os
 import shutil
 import socket
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 
-from harness import APPS, Process, Script, Server, get, wait_until
+from harness import Process, Server, get, wait_until
 from members import Member, fenced, members
 from midway import clients_of
 
@@ -233,7 +232,7 @@ def test_callback_without_a_room(pair: list[Member]) -> None:
 
 
 @pytest.mark.parametrize("receiver", [0, 1], ids=["own worker", "other worker"])
-def test_disconnect(cluster: Cluster, pair: list[Member], receiver: int) -> None:
+def test_disconnect(pair: list[Member], receiver: int) -> None:
     """A client of any worker can be disconnected; its handler runs once, in its own worker."""
     victim, witness = pair[receiver], pair[2 if receiver else 1]
     sid = victim.sid()
