@@ -74,9 +74,14 @@ class Generation:
     def grow(self, slots: int) -> None:
         """Have channels for ``slots`` slots, empty from now on."""
         while len(self.channels) < slots:
-            self.channels.append(Channel())
+            channel = Channel()
             if self.options.bus:
-                self.buses.append(Channel(BUS_ROOM_BYTES))
+                try:
+                    self.buses.append(Channel(BUS_ROOM_BYTES))
+                except OSError:
+                    channel.close()
+                    raise
+            self.channels.append(channel)
             self.table.vacate(len(self.channels) - 1)
             self.table.set_slots(len(self.channels))
 

@@ -15,8 +15,9 @@ from socket import AF_UNIX, MSG_DONTWAIT, MSG_PEEK, SO_SNDBUF, SOCK_SEQPACKET, S
 
 from sticky_session import handoff
 
-_CELLS_A_SLOT = 4
-_HEADER_CELLS = 5
+# The table's cells: those that there are once, and then those of each slot.
+_BEAT, _CLOSED, _RING, _FAILOVERS, _FINAL, _SLOTS, _HEADER_CELLS = range(7)
+_HOLDER, _EMPTY_SINCE, _LAST_HOLDER, _FAILED, _CELLS_A_SLOT = range(5)
 
 
 class Channel:
@@ -96,83 +97,83 @@ class Table:
 
     def holder(self, slot: int) -> int:
         """The process id of the worker that serves the slot; 0 while there is none."""
-        return self._numbers[self._cell(slot)]
+        return self._numbers[self._cell(slot) + _HOLDER]
 
     def fill(self, slot: int, pid: int) -> None:
         """A worker has booted and serves the slot from now on."""
         cell = self._cell(slot)
-        self._numbers[cell + 2] = pid
-        self._numbers[cell] = pid
+        self._numbers[cell + _LAST_HOLDER] = pid
+        self._numbers[cell + _HOLDER] = pid
 
     def last_holder(self, slot: int) -> int:
         """The process id of the worker that was the last to serve the slot, and may still."""
-        return self._numbers[self._cell(slot) + 2]
+        return self._numbers[self._cell(slot) + _LAST_HOLDER]
 
     def vacate(self, slot: int, pid: int | None = None) -> None:
         """Nobody serves the slot from now on (or: the worker ``pid`` no longer does, if it did)."""
         cell = self._cell(slot)
-        if pid is None or self._numbers[cell] == pid:
-            self._times[cell + 1] = time.monotonic()
-            self._numbers[cell] = 0
+        if pid is None or self._numbers[cell + _HOLDER] == pid:
+            self._times[cell + _EMPTY_SINCE] = time.monotonic()
+            self._numbers[cell + _HOLDER] = 0
 
     def empty_since(self, slot: int) -> float:
         """When the slot was last vacated."""
-        return self._times[self._cell(slot) + 1]
+        return self._times[self._cell(slot) + _EMPTY_SINCE]
 
     def set_failed(self, failed: Container[int], slots: int) -> None:
         """Listener: of the first ``slots`` slots those in ``failed`` have others stand in for them from now on."""
         for slot in range(slots):
-            self._numbers[self._cell(slot) + 3] = slot in failed
-        self._numbers[3] += 1
+            self._numbers[self._cell(slot) + _FAILED] = slot in failed
+        self._numbers[_FAILOVERS] += 1
 
     def failed(self, slots: int) -> frozenset[int]:
         """Those of the first ``slots`` slots that others stand in for."""
-        return frozenset(slot for slot in range(slots) if self._numbers[self._cell(slot) + 3])
+        return frozenset(slot for slot in range(slots) if self._numbers[self._cell(slot) + _FAILED])
 
     def set_slots(self, slots: int) -> None:
         """Arbiter: so many slots have channels from now on."""
-        self._numbers[4] = slots
+        self._numbers[_SLOTS] = slots
 
     @property
     def slots(self) -> int:
         """How many slots have channels: no other can have a worker."""
-        return self._numbers[4]
+        return self._numbers[_SLOTS]
 
     def beat(self) -> None:
         """The listener is alive."""
-        self._times[0] = time.monotonic()
+        self._times[_BEAT] = time.monotonic()
 
     @property
     def last_beat(self) -> float:
         """When the listener last said that it is alive."""
-        return self._times[0]
+        return self._times[_BEAT]
 
     def set_ring(self, workers: int) -> None:
         """Listener: connections are routed by a ring of this size from now on."""
-        self._numbers[2] = workers
+        self._numbers[_RING] = workers
 
     @property
     def routing(self) -> tuple[int, int]:
         """What changes whenever keys move; a kept-alive connection from before may be in the wrong place."""
-        return self._numbers[2], self._numbers[3]
+        return self._numbers[_RING], self._numbers[_FAILOVERS]
 
     def set_final(self, final: bool) -> None:
         """Arbiter: whether workers that leave have no successors from now on."""
-        self._numbers[4] = final
+        self._numbers[_FINAL] = final
 
     @property
     def is_final(self) -> bool:
         """Whether nobody may ever read what is sent to a slot without a worker."""
-        return bool(self._numbers[4])
+        return bool(self._numbers[_FINAL])
 
     def note_closed(self, listener: int) -> None:
         """The listener with this process id accepts no more."""
-        self._numbers[1] = listener
+        self._numbers[_CLOSED] = listener
 
     @property
     def last_closed(self) -> int:
         """The process id of the last listener that has ceased to accept."""
-        return self._numbers[1]
+        return self._numbers[_CLOSED]
 
     def close(self) -> None:
         """Give the memory back in this process."""
