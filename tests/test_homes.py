@@ -151,7 +151,7 @@ class Place:
         os.set_blocking(doorbell, False)
         self._doorbell = doorbell
         generation: Any = SimpleNamespace(
-            table=self.table, channels=list(self.channels), returns=self.returns, options=self.options
+            buses=[], table=self.table, channels=list(self.channels), returns=self.returns, options=self.options
         )
         self.homes = Homes(Seat(slot, generation, doorbell), self.options.header())
 
