@@ -69,6 +69,7 @@ clean:
 # The programs that tests run, beside what is a part of every Debian.
 .venv/tools.stamp: .venv/created.stamp
 	$(call need,curl,curl)
+	$(call need,redis-check-rdb,redis-tools)
 	touch $@
 
 # The proxies that tests put before a server. Their packages start a daemon each on a machine with an init system, unless

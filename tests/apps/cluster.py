@@ -3,6 +3,7 @@
 MANAGER chooses its client manager: empty for none, "ours", the URL of a Redis server, or "own" for one of the app's.
 """
 
+import json
 import os
 import uuid
 
@@ -96,6 +97,12 @@ def who(namespace, sid):
 
 
 @sio.event
+def aside(sid, event, data):
+    """Emit by a manager that belongs to no server."""
+    sticky_session.ClusterManager(write_only=True).emit(event, data)
+
+
+@sio.event
 def say(sid, speaker, number):
     """Tell everybody."""
     sio.emit("said", (speaker, number))
@@ -116,11 +123,14 @@ def disconnect(sid, reason):
 
 
 def app(environ, start_response):
-    """Emit from a request: /emit?EVENT, and say who answers."""
+    """Emit from a request, /emit?EVENT, and say who answers; call a client, /call?SID, and say what it answers."""
+    answer = os.getpid()
     if environ["PATH_INFO"] == "/emit":
         sio.emit(environ["QUERY_STRING"], os.getpid())
+    elif environ["PATH_INFO"] == "/call":
+        answer = json.dumps(sio.call("question", 1, to=environ["QUERY_STRING"], timeout=10))
     start_response("200 OK", [("Content-Type", "text/plain")])
-    return [str(os.getpid()).encode()]
+    return [str(answer).encode()]
 
 
 app = socketio.WSGIApp(sio, app)

@@ -7,11 +7,12 @@ import shutil
 import socket
 from collections.abc import Iterator
 from pathlib import Path
+from signal import SIGHUP
 from typing import Any, NamedTuple
 
 import pytest
 
-from harness import Process, Server, get, wait_until
+from harness import Process, Script, Server, get, wait_until
 from members import Member, fenced, members
 from midway import clients_of
 
@@ -30,9 +31,12 @@ class Redis(Process):
         with socket.create_server(("127.0.0.1", 0)) as free:
             self._number = free.getsockname()[1]
         options = {"port": self._number, "bind": "127.0.0.1", "dir": folder, "save": "", "appendonly": "no"}
-        program = shutil.which("redis-server")
-        assert program, "redis-server is missing: apt-get install redis-server, without starting its service"
-        super().__init__([program, *(str(part) for item in options.items() for part in ("--" + item[0], item[1]))])
+        # One binary of several names: by this one Debian has it without a service that would be started.
+        program = shutil.which("redis-check-rdb")
+        assert program, "redis is missing: apt-get install redis-tools"
+        (folder / "redis-server").symlink_to(os.path.realpath(program))
+        words = [str(part) for name, value in options.items() for part in (f"--{name}", value)]
+        super().__init__([folder / "redis-server", *words])
 
     @property
     def url(self) -> str:
@@ -271,3 +275,130 @@ def test_no_traceback(cluster: Cluster) -> None:
     """Nothing in all these tests has made a server's log show a traceback."""
     if cluster.manager == "ClusterManager":
         assert "Traceback" not in cluster.server.log
+
+
+# --- whose server has it
+
+
+REACHES = "Socket.IO server reaches the clients of all workers"
+
+
+def assert_reach_each_other(server: Process, workers: int = WORKERS) -> None:
+    """Clients of all workers hear what each emits."""
+    everybody = [clients_of(slot, 1, workers=workers)[0] for slot in range(workers)]
+    with members(server.port, everybody, "polling") as crowd:
+        for sender in crowd:
+            sender.do("emit", "news", sender.address)
+            assert fenced(sender, crowd) == [[("news", (sender.address,))]] * workers
+
+
+@pytest.mark.parametrize("args", [(), ("--preload",)], ids=["", "--preload"])
+def test_said_once(args: tuple[str, ...]) -> None:
+    """One line of the log says that the server has got it, and one more after a reload."""
+    with start(workers=3, args=args) as server:
+        assert_reach_each_other(server, 3)
+        assert len(server.find(REACHES)) == 1
+        mark = server.mark()
+        server.signal(SIGHUP)
+        server.wait_for_listener(after=mark)
+        assert_reach_each_other(server, 3)
+        assert len(server.find(REACHES, after=mark)) == 1
+
+
+@pytest.mark.parametrize("door", ["gunicorn", "serve", "serve --no-bus"])
+def test_turned_off(door: str) -> None:
+    """Without the bus every worker has python-socketio's manager, and its own clients only."""
+    args = ("--no-bus",) if "--no-bus" in door else ()
+    env = {} if args else {"STICKY_SESSION_BUS": "0"}
+    with start(door=door.split()[0], args=args, env=env) as server:
+        everybody = [clients_of(slot, 1, workers=WORKERS)[0] for slot in range(WORKERS)]
+        with members(server.port, everybody, "websocket") as (first, second):
+            assert first.who()["manager"] == "Manager"
+            first.do("emit", "news")
+            assert fenced(first, [first]) == [[("news", ())]]
+            assert fenced(second, [second]) == [[]]
+        assert not server.find(REACHES)
+
+
+def test_app_with_a_manager_of_its_own() -> None:
+    """An app's own manager stays in place."""
+    with start("own") as server:
+        with Member(server.port, clients_of(0, 1, workers=WORKERS)[0], "websocket") as member:
+            assert member.who()["manager"] == "OwnManager"
+        assert not server.find(REACHES)
+
+
+LISTEN = """
+from gevent import monkey; monkey.patch_all()
+import sticky_session
+import cluster
+sticky_session.listen(cluster.app, ("127.0.0.1", 0), workers=2, control_socket_disable=True)
+"""
+
+
+def test_listen() -> None:
+    """An app that was made before listen() forked its workers has it, too."""
+    with Script(LISTEN, workers=2) as server:
+        assert_reach_each_other(server)
+        assert len(server.find(REACHES)) == 1
+
+
+@pytest.mark.parametrize("app", ["flask_cluster:app", "flask_cluster:create_app()"])
+@pytest.mark.parametrize("transport", TRANSPORTS)
+def test_flask_socketio(app: str, transport: str) -> None:
+    """A Flask-SocketIO app, made at import or in a factory: its emit() and send() reach all workers' clients."""
+    with Server(app, workers=WORKERS) as server:
+        everybody = [clients_of(slot, 1, workers=WORKERS)[0] for slot in range(WORKERS)]
+        with members(server.port, everybody, transport) as (first, second):
+            pid = int(get(server.port, "/emit", first.address).body)
+            assert [first.next(), second.next()] == [("visit", (pid,))] * 2
+            assert first.call("shout", "hi") == pid
+            assert [first.next(), second.next()] == [("heard", ("hi",))] * 2
+            assert second.call("enter", "room") is None
+            assert first.call("whisper", "room", "psst") is None
+            assert second.next() == ("heard", ("psst",))
+            assert first.events.empty()
+
+
+SINGLE = """
+from gevent import monkey; monkey.patch_all()
+import cluster
+from gevent.pywsgi import WSGIServer
+server = WSGIServer(("127.0.0.1", 0), cluster.app)
+server.start()
+print("at port", server.server_port, flush=True)
+server.serve_forever()
+"""
+
+
+@pytest.mark.parametrize("manager", ["", "ours"])
+def test_single_process(manager: str) -> None:
+    """The same app file runs in one process without us, with ClusterManager as with the default manager."""
+    with Script(SINGLE, env={"MANAGER": manager}) as script:
+        port = int(script.wait_for(r"at port (\d+)")[1])
+        with members(port, ["127.0.0.2", "127.0.0.3"], "polling") as (first, second):
+            assert first.who()["manager"] == ("ClusterManager" if manager else "Manager")
+            first.do("enter_room", second.sid(), "room")
+            first.do("emit", "news", to="room")
+            assert fenced(first, [first, second]) == [[], [("news", ())]]
+            assert first.do("call", "question", 1, to=second.sid()) == ["ack", 1]
+            first.do("disconnect", second.sid())
+            assert second.until("disconnect") == [("question", (1,))]
+        script.kill()
+
+
+def test_write_only_in_a_worker() -> None:
+    """A manager without a server emits to the clients of all workers, its own included."""
+    with start() as server:
+        everybody = [clients_of(slot, 1, workers=WORKERS)[0] for slot in range(WORKERS)]
+        with members(server.port, everybody, "websocket") as (first, second):
+            assert first.call("aside", "news", 1) is None
+            assert [first.next(), second.next()] == [("news", (1,))] * 2
+
+
+def test_route_that_calls_a_client() -> None:
+    """A worker that has never had a client of its own gets the answer of another's."""
+    with start() as server:
+        near, far = clients_of(0, 1, workers=WORKERS)[0], clients_of(1, 1, workers=WORKERS)[0]
+        with Member(server.port, far, "websocket") as member:
+            assert get(server.port, f"/call?{member.sid()}", near).body == b'["ack", 1]'

@@ -1,0 +1,277 @@
+"""ClusterManager outside a worker, and how an app's servers come to have it."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from collections.abc import Iterator
+from typing import Any
+
+import flask
+import flask_socketio
+import pytest
+import socketio
+
+from sticky_session import ClusterManager, cluster
+
+# What is left alone.
+OTHERS = {"pubsub": socketio.PubSubManager, "redis": socketio.RedisManager}
+
+
+class Bus:
+    """What a manager uses of the bus."""
+
+    def __init__(self) -> None:
+        self.channels: list[str] = []
+        self.sent: list[tuple[str, bytes]] = []
+
+    def listen(self, channel: str) -> Any:
+        self.channels.append(channel)
+        return iter([])
+
+    def publish(self, channel: str, payload: bytes, sender: object) -> None:
+        assert sender is None or hasattr(sender, "__next__")
+        self.sent.append((channel, payload))
+
+
+class Server(socketio.Server):  # type: ignore[misc]
+    """A server that sends nothing: who got what is kept."""
+
+    def __init__(self, manager: Any = None, **options: Any) -> None:
+        self.out: list[tuple[str, Any]] = []
+        super().__init__(client_manager=manager, async_mode="threading", **options)
+
+    def start_background_task(self, *_: object) -> None:
+        pass
+
+    def _send_eio_packet(self, eio_sid: str, eio_pkt: Any) -> None:
+        self.out.append((eio_sid, eio_pkt.data))
+
+    def _send_packet(self, eio_sid: str, pkt: Any) -> None:
+        self.out.append((eio_sid, pkt.encode()))
+
+    def connect(self, *eio_sids: str) -> list[str]:
+        """Let clients in, and return their ids."""
+        for eio_sid in eio_sids:
+            self._handle_eio_connect(eio_sid, {})
+        return [self.manager.connect(eio_sid, "/") for eio_sid in eio_sids]
+
+
+@pytest.fixture(autouse=True)
+def _no_leftovers() -> Iterator[None]:
+    """No server of another test is found among all objects, or joins."""
+    gc.collect()
+    yield
+    cluster._managers.clear()
+
+
+def both() -> list[Server]:
+    """A server with python-socketio's manager for a single process, and one with ours."""
+    return [Server(), Server(ClusterManager())]
+
+
+def scenario(server: Server) -> list[Any]:
+    """A bit of everything, and all that came of it."""
+    told: list[Any] = []
+
+    def attempt(method: Any, *args: Any, **options: Any) -> None:
+        try:
+            told.append(method(*args, **options))
+        except Exception as error:
+            told.append((type(error), str(error)))
+
+    a, b = server.connect("A", "B")
+    names = {a: "a", b: "b"}
+    attempt(server.emit, "all", (1, 2))
+    attempt(server.emit, "one", b"1", to=a)
+    attempt(server.emit, "but", [1], skip_sid=b)
+    attempt(server.enter_room, a, "room")
+    attempt(server.emit, "room", {"a": b"1"}, to="room")
+    attempt(server.leave_room, a, "room")
+    attempt(server.emit, "room", to="room")
+    attempt(server.enter_room, b, "room")
+    attempt(server.close_room, "room")
+    attempt(server.emit, "room", to="room")
+    attempt(server.emit, "any name of a room", to=("x", object()))
+    attempt(server.emit, "not json for the bus", 1, to=frozenset())
+    attempt(server.emit, "ask", 1, to=a, callback=lambda *args: told.append(args))
+    attempt(server._handle_ack, "A", "/", 1, ["answer", b"1"])
+    attempt(server.emit, "ask all", 1, callback=lambda *args: told.append(args))
+    attempt(server.enter_room, "nobody", "room", namespace="/empty")
+    attempt(server.enter_room, "nobody", "room")
+    attempt(server.leave_room, "nobody", "room")
+    attempt(server.disconnect, "nobody")
+    attempt(server.manager.can_disconnect, a, "/")
+    attempt(server.manager.can_disconnect, "nobody", "/")
+    attempt(server.disconnect, b)
+    attempt(server.emit, "rest")
+    told.append(sorted(names[sid] for sid, _ in server.manager.get_participants("/", None)))
+    return told
+
+
+def test_single_process() -> None:
+    """Outside a worker it does, returns and raises what python-socketio's own manager does."""
+    plain, ours = both()
+    assert scenario(plain) == scenario(ours)
+    assert len(plain.out) > 10
+    assert [(to, str(data)) for to, data in plain.out] == [(to, str(data)) for to, data in ours.out]
+
+
+def test_write_only_outside() -> None:
+    """One that belongs to no server says nothing and fails at nothing where there is nobody to hear it."""
+    ClusterManager(write_only=True).emit("news", {"a": 1}, to="room")
+
+
+def test_joined_later() -> None:
+    """A manager that was made before the bus sends from when it joins, under an id of its own."""
+    server = Server(ClusterManager())
+    server.emit("early", 1)
+    bus, before = Bus(), server.manager.host_id
+    cluster.join(bus)  # type: ignore[arg-type]
+    cluster.join(Bus())  # type: ignore[arg-type]
+    server.emit("news", 1)
+    assert bus.channels == ["socketio"]
+    assert [channel for channel, _ in bus.sent] == ["socketio"]
+    assert b'"event": "news"' in bus.sent[0][1]
+    # Or all workers that were forked from one process would take each other for themselves.
+    assert server.manager.host_id != before
+
+
+def test_nobody_listens_without_a_server() -> None:
+    """A manager without a server, or that only writes, has no inbox that would fill up."""
+    managers = [ClusterManager(), ClusterManager(write_only=True)]
+    bus = Bus()
+    cluster.join(bus)  # type: ignore[arg-type]
+    assert bus.channels == []
+    for manager in managers:
+        manager.emit("news", 1)
+    assert len(bus.sent) == 2
+
+
+def test_adopted() -> None:
+    """A server with the default manager gets ours: the same object, and all that is in it stays."""
+    server = Server()
+    manager = server.manager
+    (sid,) = server.connect("A")
+    server.enter_room(sid, "room")
+    assert cluster.adopt_servers() == (1, 0)
+    assert server.manager is manager
+    assert type(manager) is ClusterManager
+    assert manager.channel == "socketio"
+    server.emit("news", to="room")
+    assert server.out == [("A", '2["news"]')]
+    assert set(server.rooms(sid)) == {sid, "room"}
+    assert cluster.adopt_servers() == (0, 0)
+
+
+def test_adopted_joins() -> None:
+    """An adopted manager is among those that join."""
+    server = Server()
+    cluster.adopt_servers()
+    bus = Bus()
+    cluster.join(bus)  # type: ignore[arg-type]
+    server.emit("news")
+    assert len(bus.sent) == 1
+
+
+@pytest.mark.parametrize("other", OTHERS)
+def test_other_managers_are_left_alone(other: str) -> None:
+    """An app's own manager stays, whatever it is derived from."""
+
+    class Own(socketio.Manager):  # type: ignore[misc]
+        pass
+
+    servers = [Server(OTHERS[other]()), Server(Own()), Server(ClusterManager("mine"))]
+    kinds = [type(server.manager) for server in servers]
+    assert cluster.adopt_servers() == (0, 0)
+    assert [type(server.manager) for server in servers] == kinds
+
+
+def test_asyncio_is_left_alone() -> None:
+    """An AsyncServer is not ours: it doesn't run under gevent."""
+    server = socketio.AsyncServer()
+    assert cluster.adopt_servers() == (0, 0)
+    assert type(server.manager) is socketio.AsyncManager
+
+
+def test_flask_socketio() -> None:
+    """Flask-SocketIO's server is found, also one that is made in a factory."""
+    extension = flask_socketio.SocketIO(async_mode="threading")
+    assert cluster.adopt_servers() == (0, 0)
+    extension.init_app(flask.Flask("test"))
+    assert cluster.adopt_servers() == (1, 0)
+    assert type(extension.server.manager) is ClusterManager
+
+
+def test_instrumented() -> None:
+    """What Server.instrument() has put around the manager's methods stays around ours."""
+    server = Server()
+    admin = server.instrument(auth=False, mode="development")
+    cluster.adopt_servers()
+    bus = Bus()
+    cluster.join(bus)  # type: ignore[arg-type]
+    server.emit("news", 1)
+    assert any(b'"event": "news"' in payload for _, payload in bus.sent)
+    admin.uninstrument()
+    server.emit("more", 1)
+    assert any(b'"event": "more"' in payload for _, payload in bus.sent)
+
+
+def test_two_servers() -> None:
+    """Two servers have two channels, which are those of the same servers in every worker."""
+
+    def make() -> tuple[Server, Server]:
+        first, second = Server(), Server()
+        first.on("chat", make)
+        second.on("chat", test_two_servers)
+        return first, second
+
+    def channels(*pair: Server) -> list[str]:
+        """Those that they get; the order is the first's, then the second's."""
+        assert cluster.adopt_servers() == (2, 0)
+        return [server.manager.channel for server in pair]
+
+    found = channels(*make())
+    assert len(set(found)) == 2
+    assert "socketio" not in found
+    # As in another worker, which happens to find them in another order.
+    second, first = make()[::-1]
+    assert channels(first, second) == found
+
+
+def test_two_servers_that_are_alike() -> None:
+    """Servers that nothing tells apart are left alone: they would be mixed up."""
+    servers = [Server(), Server()]
+    assert cluster.adopt_servers() == (0, 2)
+    assert {type(server.manager) for server in servers} == {socketio.Manager}
+
+
+def test_server_that_is_gone() -> None:
+    """A server that only the garbage collector knows makes no second one."""
+    gone = Server()
+    gone.itself = gone
+    alive = weakref.ref(gone)
+    server = Server()
+    gc.disable()
+    try:
+        del gone
+        assert alive() is not None
+        assert cluster.adopt_servers() == (1, 0)
+    finally:
+        gc.enable()
+    assert server.manager.channel == "socketio"
+
+
+def test_proxies() -> None:
+    """Objects that raise when they are asked what they are don't disturb the search."""
+
+    class Proxy:
+        @property
+        def __class__(self) -> Any:
+            raise RuntimeError("asked too early")
+
+    proxies = [Proxy(), weakref.proxy(Server())]
+    server = Server()
+    assert cluster.adopt_servers() == (1, 0)
+    assert type(server.manager) is ClusterManager
+    assert len(proxies) == 2
