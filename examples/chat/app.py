@@ -2,8 +2,8 @@
 
     gunicorn -k sticky_session.Worker -w 4 app:app
 
-The page says which worker serves it. A message reaches everybody on the same worker; with a message queue
-(``CHAT_REDIS_URL=redis://...`` and ``pip install redis``) it reaches everybody.
+The page says which worker serves it. A message reaches everybody, on whichever worker; with a message queue
+(``CHAT_REDIS_URL=redis://...`` and ``pip install redis``) on whichever machine.
 """
 
 from __future__ import annotations
