@@ -44,8 +44,9 @@ if TYPE_CHECKING:
 STALL_SECONDS = 60.0
 # How long the client may go on sending after an answer that ends the connection early.
 LINGER_SECONDS = 2.0
-# How long a retiring worker waits for the first request of a client that has just connected.
-FIRST_REQUEST_SECONDS = 2.0
+# How long a retiring worker waits for the first request of a client that has just connected, and for another one from a
+# proxy. Under load a proxy uses each connection more often than that.
+LAST_REQUEST_SECONDS = 2.0
 # After so many requests on a connection the others get their turn: a client that sends without waiting for responses
 # never makes its greenlet wait.
 TURN_REQUESTS = 16
@@ -135,6 +136,9 @@ class Connection:
                 self.deadline = time.monotonic() + self.server.keepalive_seconds
                 # It has not been told that the connection ends, and the next response can do that.
                 if not self.server.worker.alive and not self._arrived():
+                    if self.trust is not None:
+                        self._end_soon()
+                        continue
                     break
         finally:
             self.server.connections.discard(self)
@@ -194,7 +198,10 @@ class Connection:
     def _elsewhere(self, homes: Homes, head: Head) -> int | None:
         """The slot that the request belongs to; None if it is to be served here."""
         target = homes.target(head, self.peer)
-        return None if target == homes.slot or homes.is_forsaken(target) else target
+        if target == homes.slot:
+            # It may be another worker's by now.
+            return None if self.server.worker.alive or not homes.is_served(target) else target
+        return None if homes.is_forsaken(target) else target
 
     def _move(self, homes: Homes, target: int, raw: bytes, head: Head) -> bool:
         """Send the connection to the slot that the request belongs to.
@@ -300,11 +307,15 @@ class Connection:
             gevent.spawn(self.websocket.close, SERVICE_RESTART)
             # A client that does not answer the close frame is not waited for any longer than that.
             self.deadline = time.monotonic() + LINGER_SECONDS
-        elif self.phase is Phase.NEW:
-            # Its request may be on the way, and a client sends a connection's first request only once.
-            self.deadline = min(self.deadline, time.monotonic() + FIRST_REQUEST_SECONDS)
+        elif self.phase is Phase.NEW or (self.phase is Phase.IDLE and self.trust is not None):
+            # A request may be on the way. A client sends a connection's first one only once; and a proxy that finds a
+            # connection closed doesn't send a POST again, but answers 502.
+            self._end_soon()
         elif self.phase is Phase.IDLE and not self._has_input():
             self.expire()
+
+    def _end_soon(self) -> None:
+        self.deadline = min(self.deadline, time.monotonic() + LAST_REQUEST_SECONDS)
 
     @property
     def moved(self) -> bool:

@@ -91,6 +91,10 @@ class Homes:
         # A quote that one value has opened must not be closed by the next.
         return self._header.address([value for name, value in head.fields if name.lower() == self._name])
 
+    def is_served(self, slot: int) -> bool:
+        """Whether a worker serves the slot now."""
+        return bool(self._table.holder(slot))
+
     def is_forsaken(self, slot: int) -> bool:
         """Whether nobody may ever read what is sent to the slot: all are about to end."""
         return self._table.is_final and not self._table.holder(slot)

@@ -1,8 +1,12 @@
-"""Workers that leave by themselves, by max_requests or close(): no request fails, and the slot is never empty long."""
+"""Workers that leave, by max_requests, close() or a signal: no request fails, and the slot is never empty long."""
 
 from __future__ import annotations
 
-from harness import Client, Load, Server, addresses, get, wait_until
+import os
+from pathlib import Path
+from signal import SIGHUP, SIGTERM
+
+from harness import HOST, Client, Load, Response, Server, addresses, get, wait_until
 from midway import children_and_zombies, clients_of
 
 
@@ -41,3 +45,38 @@ def test_close_under_load() -> None:
         assert load.failures == []
         for address in clients:
             assert len(load.slots(address)) <= 1
+
+
+def test_idle_connections_of_proxies(tmp_path: Path) -> None:
+    """A proxy's idle connection takes one more request: the next worker answers it, or after a reload the old one.
+
+    A proxy that has just sent a POST into a connection that is closed answers 502.
+    """
+    patient = tmp_path / "patient.py"
+    patient.write_text(
+        "def post_fork(server, worker):\n"
+        "    import sticky_session.connection\n"
+        "    sticky_session.connection.LAST_REQUEST_SECONDS = 60\n"
+    )
+    client = {"X-Forwarded-For": clients_of(0, 1, workers=2)[0]}
+    args = ("-c", os.fspath(patient), "--keep-alive", "75")
+    with Server("survivor:app", workers=2, args=args) as server, Client(server.port, HOST) as proxy:
+
+        def post() -> Response:
+            return proxy.fetch("POST", headers=client)
+
+        first = server.worker_pids[0]
+        assert post().json()["pid"] == first
+        mark = server.mark()
+        os.kill(first, SIGTERM)
+        second = server.wait_for_worker(0, after=mark)
+        assert post().json()["pid"] == second
+        server.wait_for(rf"Worker exiting \(pid: {first}\)", after=mark)
+        server.signal(SIGHUP)
+
+        def last() -> Response | None:
+            answer = post()
+            assert answer.json()["pid"] == second
+            return answer if answer.headers["Connection"] == "close" else None
+
+        wait_until(last, 20, "the old worker says that it retires")
