@@ -126,6 +126,7 @@ def test_very_many_moves() -> None:
     """Tens of thousands of moves: no process holds a descriptor more, and none grows."""
     with Server(workers=4, args=("--keep-alive", "60")) as server:
         pids = [server.arbiter_pid, server.listener_pid, *server.worker_pids.values()]
+        used = [descriptors(pid) for pid in pids]
 
         def move(count: int) -> None:
             """Pipelined, so that the client needs little of the time."""
@@ -144,7 +145,6 @@ def test_very_many_moves() -> None:
                     done.result()
 
             storm(2000)
-            used = [descriptors(pid) for pid in pids]
             before = [rss(pid) for pid in pids]
             began = time.monotonic()
             storm(MOVES)

@@ -194,7 +194,7 @@ def test_slot_that_cannot_boot(trouble: Path) -> None:
             # It waits in the channel until the listener gives it to another slot.
             waited = upstream.ask(lost[0]).json()
             assert waited["slot"] == stand_ins[lost[0]]
-            assert server.find("Slot 1 is empty for more than 1 s")
+            server.wait_for("Slot 1 is empty for more than 1 s")
             assert {client: slot for client, (slot, _) in served(upstream, lost).items()} == stand_ins
             assert served(upstream, list(others)) == others
             mark = server.mark()
