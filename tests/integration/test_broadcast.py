@@ -234,9 +234,9 @@ def test_binary_answer(cluster: Cluster, pair: list[Member], event: str) -> None
 
 
 def test_what_json_has_not(cluster: Cluster, pair: list[Member]) -> None:
-    """A room's name that can't be sent is an error of the caller's; RedisManager only logs it."""
+    """A room's name that can't be sent is an error of the caller's; RedisManager only logs it, since 5.16."""
     if cluster.manager == "RedisManager":
-        assert pair[0].call("emit_to_uuid") == "done"
+        assert pair[0].call("emit_to_uuid") in ("done", "TypeError")
     else:
         assert pair[0].call("emit_to_uuid") == "ClusterError"
 
