@@ -37,9 +37,9 @@ def slots(server: Process) -> set[int]:
 
 
 def text(option: Option, number: int) -> str:
-    """One of several values of an option, different from its default."""
+    """One of several values of an option, different from those of the numbers before and after."""
     if isinstance(option, Number):
-        return str(option.type(option.low + number))
+        return str(option.type(option.low + number % (option.high - option.low + 1)))
     return f"X-Client-{number}" if option.name == "client_header" else str(number)
 
 
