@@ -164,7 +164,7 @@ def test_stopped_worker_of_a_user_without_privileges() -> None:
 )
 def test_arbiter_without_descriptors(number: Signals, limit: int, complaint: str) -> None:
     """More channels or workers than it has descriptors for: it says so, and goes on with those it has."""
-    with Server(workers=10, prefix=limited(limit)) as server:
+    with Server(workers=10, prefix=limited(limit), env={"STICKY_SESSION_BUS": "0"}) as server:
         before = set(server.worker_pids.values())
         while not server.find(complaint):
             server.signal(number)

@@ -703,4 +703,5 @@ def test_descriptors_of_the_listener() -> None:
         before = descriptors(script.listener_pid)
         for address in addresses(50):
             who(script.port, address)
-        assert descriptors(script.listener_pid) == before
+        # Each may have been answered before the listener closed its copy, the first one, too.
+        wait_until(lambda: descriptors(script.listener_pid) <= before, what=f"it has {before} or one less")
