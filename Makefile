@@ -2,7 +2,7 @@
 # make test    everything: style, docs, all tests
 # make style   lint, format, types
 # make docs    the documentation, docs/_build/html
-# make bench   the speed of sticky-session beside its peers; bench-quick takes two minutes
+# make bench   the speed of sticky-session beside its peers; bench-quick takes three minutes
 # make clean   remove what the others made
 #
 # What is missing is installed: Python packages into .venv, npm packages beside their package.json, Debian packages

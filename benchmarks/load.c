@@ -7,6 +7,7 @@
  *
  *     new              a new connection for each request, from the next source address
  *     keepalive        all requests of a client on one connection
+ *     moving           the same, but each request on a connection is of the next of `--clients`
  *     websocket        echo of text messages of `--bytes` bytes; the server greets first, with its process id
  *     idle             one request on each connection, then nothing until standard input ends
  *     idle-websocket   a handshake and the greeting, then nothing until standard input ends
@@ -18,9 +19,12 @@
  * server sees that many different clients. IP_BIND_ADDRESS_NO_PORT leaves the choice of the port to connect(), which
  * then has 28,000 ports for each address: ports in TIME_WAIT don't run out, and no SO_LINGER trick is needed.
  *
+ * Proxies: with `--clients` each request says in X-Forwarded-For which of these addresses it is of. A connection takes
+ * the next one when it is opened, and keeps it but in the mode moving.
+ *
  * Stickiness: where an answer's body (or a greeting) is a number, it is taken as the id of the process that served it.
- * An answer to a source address that has had one before is a repeat; if that was from another process, it is a violation
- * too.
+ * An answer to a source address (with `--clients`: to a client) that has had one before is a repeat; if that was from
+ * another process, it is a violation too.
  *
  * It talks to 127.0.0.1 only, from 127.0.0.0/8 only, and all its counts and times have upper bounds.
  */
@@ -49,13 +53,14 @@
 #define MAX_SOURCES (1 << 20)
 #define MAX_ERRORS 10000
 #define MAX_SERVERS 64
+#define MAX_CLIENTS 4096
 #define OPENING_AT_ONCE 64
 #define HEAD_BYTES 4096
 #define EVENTS 256
 #define DRAIN_NANOSECONDS 2000000000LL
 #define CLOSE_NANOSECONDS 1000000000LL
 
-enum mode { NEW, KEEPALIVE, WEBSOCKET };
+enum mode { NEW, KEEPALIVE, MOVING, WEBSOCKET };
 enum state { CLOSED, HTTP, UPGRADE, GREETING, RESTING, ECHO, CLOSING };
 
 struct connection {
@@ -63,6 +68,7 @@ struct connection {
     enum state state;
     uint32_t watched;
     int source;
+    int client;
     int64_t began;
     const char *out;
     size_t out_length;
@@ -86,9 +92,15 @@ static struct connection *connections;
 static size_t in_capacity;
 static int epoll;
 static int next_source;
+static int next_client;
 
-static char request[1024];
-static size_t request_length;
+/* One for each client, or one for all. */
+static struct request {
+    char text[512];
+    size_t length;
+} *requests;
+static const char *clients[MAX_CLIENTS];
+static int client_count;
 static char *message; /* the masked frame that every client sends */
 static size_t message_length;
 static char *payload; /* what it expects back */
@@ -99,7 +111,7 @@ static int opened, in_flight;
 static int64_t started, finished, errors, repeats, violations;
 static uint32_t *latencies; /* microseconds */
 static size_t latencies_capacity;
-static int32_t *server_of_source;
+static int32_t *server_of; /* by source, or by client */
 static int32_t servers[MAX_SERVERS];
 static int server_count;
 static char first_error[128];
@@ -193,6 +205,12 @@ static void begin_exchange(struct connection *c, enum state state, const char *o
     send_rest(c);
 }
 
+static void begin_request(struct connection *c)
+{
+    const struct request *request = &requests[c->client];
+    begin_exchange(c, option.mode == WEBSOCKET ? UPGRADE : HTTP, request->text, request->length);
+}
+
 static void open_connection(struct connection *c)
 {
     static const int on = 1;
@@ -217,16 +235,23 @@ static void open_connection(struct connection *c)
         failed(c, "connect", errno);
         return;
     }
-    begin_exchange(c, option.mode == WEBSOCKET ? UPGRADE : HTTP, request, request_length);
+    if (client_count > 0) {
+        c->client = next_client;
+        next_client = (next_client + 1) % client_count;
+    }
+    begin_request(c);
 }
 
 static void next_exchange(struct connection *c)
 {
     c->began = now();
-    if (option.mode == WEBSOCKET)
+    if (option.mode == WEBSOCKET) {
         begin_exchange(c, ECHO, message, message_length);
-    else
-        begin_exchange(c, HTTP, request, request_length);
+        return;
+    }
+    if (option.mode == MOVING)
+        c->client = (c->client + 1) % client_count;
+    begin_request(c);
 }
 
 static void open_next(void)
@@ -269,7 +294,7 @@ static void exchange_done(struct connection *c)
 static void check_server(const struct connection *c, const char *text, size_t length)
 {
     int32_t pid = 0;
-    int index = 0;
+    int index = 0, whose = client_count > 0 ? c->client : c->source;
 
     for (size_t i = 0; i < length; i++) {
         if (text[i] < '0' || text[i] > '9' || pid > 100000000)
@@ -278,11 +303,11 @@ static void check_server(const struct connection *c, const char *text, size_t le
     }
     if (pid == 0)
         return;
-    if (server_of_source[c->source] != 0) {
+    if (server_of[whose] != 0) {
         repeats++;
-        violations += server_of_source[c->source] != pid;
+        violations += server_of[whose] != pid;
     }
-    server_of_source[c->source] = pid;
+    server_of[whose] = pid;
     while (index < server_count && servers[index] != pid)
         index++;
     if (index == server_count && server_count < MAX_SERVERS)
@@ -491,12 +516,27 @@ static int64_t number(const char *name, const char *text, int64_t low, int64_t h
     return value;
 }
 
+/* Addresses with commas between them. */
+static void parse_clients(char *list)
+{
+    struct in6_addr address;
+
+    for (char *client = strtok(list, ","); client != NULL; client = strtok(NULL, ",")) {
+        if (client_count == MAX_CLIENTS)
+            die("--clients: expected at most %d", MAX_CLIENTS);
+        if (inet_pton(AF_INET, client, &address) != 1 && inet_pton(AF_INET6, client, &address) != 1)
+            die("--clients %s: expected an address", client);
+        clients[client_count++] = client;
+    }
+}
+
 static void parse_options(int argc, char **argv)
 {
     static const struct option names[] = {
         {"port", 1, NULL, 'p'},  {"mode", 1, NULL, 'm'},    {"connections", 1, NULL, 'c'},
         {"seconds", 1, NULL, 's'}, {"count", 1, NULL, 'n'}, {"bytes", 1, NULL, 'b'},
         {"sources", 1, NULL, 'a'}, {"first", 1, NULL, 'f'}, {"path", 1, NULL, 'u'},
+        {"clients", 1, NULL, 'x'},
         {0},
     };
     const char *mode = "", *first = "127.1.0.1";
@@ -524,6 +564,8 @@ static void parse_options(int argc, char **argv)
             first = optarg;
         else if (letter == 'u')
             option.path = optarg;
+        else if (letter == 'x')
+            parse_clients(optarg);
     }
     if (optind < argc)
         die("unexpected argument: %s", argv[optind]);
@@ -533,16 +575,36 @@ static void parse_options(int argc, char **argv)
         option.mode = NEW;
     else if (strcmp(mode, "keepalive") == 0 || strcmp(mode, "idle") == 0)
         option.mode = KEEPALIVE;
+    else if (strcmp(mode, "moving") == 0)
+        option.mode = MOVING;
     else if (strcmp(mode, "websocket") == 0 || strcmp(mode, "idle-websocket") == 0)
         option.mode = WEBSOCKET;
     else
-        die("--mode %s: expected new, keepalive, websocket, idle or idle-websocket", mode);
+        die("--mode %s: expected new, keepalive, moving, websocket, idle or idle-websocket", mode);
+    if (option.mode == MOVING && client_count == 0)
+        die("--clients is missing");
     option.hold = strncmp(mode, "idle", 4) == 0;
     if (inet_pton(AF_INET, first, &address) != 1)
         die("--first %s: expected an IPv4 address", first);
     option.first = ntohl(address.s_addr);
     if (option.first >> 24 != 127 || (option.first + (uint32_t)option.sources - 1) >> 24 != 127)
         die("--first %s --sources %d: expected addresses of 127.0.0.0/8", first, option.sources);
+}
+
+static void write_request(struct request *request, const char *client)
+{
+    const char *fields = "Connection: keep-alive\r\n";
+
+    if (option.mode == NEW)
+        fields = "Connection: close\r\n";
+    else if (option.mode == WEBSOCKET)
+        fields = "Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"
+                 "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n";
+    request->length = (size_t)snprintf(request->text, sizeof request->text, "GET %s HTTP/1.1\r\nHost: 127.0.0.1:%d\r\n%s%s%s%s\r\n",
+                                       option.path, option.port, fields, client ? "X-Forwarded-For: " : "",
+                                       client ? client : "", client ? "\r\n" : "");
+    if (request->length >= sizeof request->text)
+        die("--path is too long");
 }
 
 static void prepare(void)
@@ -558,14 +620,9 @@ static void prepare(void)
         die("%d connections need more than the %llu descriptors allowed", option.connections,
             (unsigned long long)limit.rlim_cur);
 
-    request_length = (size_t)snprintf(
-        request, sizeof request, "GET %s HTTP/1.1\r\nHost: 127.0.0.1:%d\r\n%s\r\n", option.path, option.port,
-        option.mode == NEW         ? "Connection: close\r\n"
-        : option.mode == KEEPALIVE ? "Connection: keep-alive\r\n"
-                                   : "Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"
-                                     "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n");
-    if (request_length >= sizeof request)
-        die("--path is too long");
+    requests = allocate(client_count > 0 ? (size_t)client_count : 1, sizeof *requests);
+    for (int i = 0; i < client_count || i == 0; i++)
+        write_request(&requests[i], client_count > 0 ? clients[i] : NULL);
 
     message_length = head + sizeof mask + option.bytes;
     message = allocate(1, message_length);
@@ -584,7 +641,7 @@ static void prepare(void)
     connections = allocate((size_t)option.connections, sizeof *connections);
     for (int i = 0; i < option.connections; i++)
         connections[i].in = allocate(1, in_capacity);
-    server_of_source = allocate((size_t)option.sources, sizeof *server_of_source);
+    server_of = allocate((size_t)(client_count > option.sources ? client_count : option.sources), sizeof *server_of);
     epoll = epoll_create1(EPOLL_CLOEXEC);
     if (epoll < 0)
         die("epoll_create1: %s", strerror(errno));

@@ -113,7 +113,7 @@ class Load:
         if result.returncode != 0:
             raise MeasureError(f"{' '.join(command)}:\n{result.stderr}")
 
-    def _start(self, port: int, mode: str, options: dict[str, int]) -> subprocess.Popen[str]:
+    def _start(self, port: int, mode: str, options: dict[str, int | str]) -> subprocess.Popen[str]:
         flags = [part for name, value in options.items() for part in (f"--{name}", str(value))]
         return subprocess.Popen(  # noqa: S603 - our own program
             [str(self.path), "--port", str(port), "--mode", mode, *flags],
@@ -122,7 +122,7 @@ class Load:
             text=True,
         )
 
-    def run(self, port: int, mode: str, **options: int) -> dict[str, Any]:
+    def run(self, port: int, mode: str, **options: int | str) -> dict[str, Any]:
         """Run it to its end, and return what it reports.
 
         :raises MeasureError: it fails
@@ -146,7 +146,7 @@ class Load:
             raise MeasureError(f"load, mode {mode}: exit status {process.returncode}")
 
 
-def sample(load: Load, processes: list[int], routers: list[int], port: int, mode: str, **options: int) -> Sample:
+def sample(load: Load, processes: list[int], routers: list[int], port: int, mode: str, **options: int | str) -> Sample:
     """Put load on a server and measure.
 
     :raises MeasureError: nothing was answered, or a process of the server was replaced meanwhile
@@ -177,6 +177,62 @@ def sample(load: Load, processes: list[int], routers: list[int], port: int, mode
         moved=report["violations"],
         errors=report["errors"] + report["unfinished"],
         others_cores=max(0.0, others / elapsed),
+    )
+
+
+@dataclass(frozen=True)
+class Moves:
+    """What very many moves of connections between workers have left behind, for each process.
+
+    :ivar wrong: how many answers came from another worker than the client's
+    """
+
+    count: int
+    seconds: float
+    wrong: int
+    errors: int
+    descriptors_before: list[int]
+    descriptors_after: list[int]
+    kib_before: list[int]
+    kib_after: list[int]
+
+    @property
+    def kept_descriptors(self) -> int:
+        """The most that one process has more of than before."""
+        return max(
+            after - before for before, after in zip(self.descriptors_before, self.descriptors_after, strict=True)
+        )
+
+    @property
+    def kept_kib(self) -> int:
+        """The most that one process has grown by."""
+        return max(after - before for before, after in zip(self.kib_before, self.kib_after, strict=True))
+
+
+def descriptors(pids: Iterable[int]) -> list[int]:
+    """How many descriptors each process has open."""
+    return [sum(1 for _ in Path(f"/proc/{pid}/fd").iterdir()) for pid in pids]
+
+
+def moves(load: Load, pids: list[int], port: int, seconds: int, count: int, **options: int | str) -> Moves:
+    """Have connections move ``count`` times. The server should have served some already.
+
+    :raises MeasureError: it took longer than ``seconds``
+    """
+    before, kib_before = descriptors(pids), [private_kib([pid]) for pid in pids]
+    report = load.run(port, "moving", seconds=seconds, count=count, **options)
+    if report["requests"] < count:
+        raise MeasureError(f"only {report['requests']} of {count} moves in {seconds} s: {report['first_error']}")
+    time.sleep(SETTLE_SECONDS)
+    return Moves(
+        count=count,
+        seconds=report["seconds"],
+        wrong=report["violations"],
+        errors=report["errors"] + report["unfinished"],
+        descriptors_before=before,
+        descriptors_after=descriptors(pids),
+        kib_before=kib_before,
+        kib_after=[private_kib([pid]) for pid in pids],
     )
 
 

@@ -14,8 +14,23 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import servers
-from measure import Memory, Sample
-from workloads import CLIENTS, IDLE, IDLE_WEBSOCKETS, ROUTED, ROUTER_GOAL_US, WORKLOADS, Workload
+from measure import Memory, Moves, Sample
+from workloads import (
+    CLIENTS,
+    IDLE,
+    IDLE_WEBSOCKETS,
+    MANY_MOVES,
+    MOVING,
+    PEEKED,
+    PEEKED_GOAL_US,
+    ROUTED,
+    ROUTER_GOAL_US,
+    STAYING,
+    STAYING_GOAL,
+    WORKLOADS,
+    Proxied,
+    Workload,
+)
 
 MIB = 1024
 FLAT_KIB = 0.1
@@ -26,12 +41,16 @@ class Results:
     """All measurements.
 
     :ivar samples: by name of workload and server
+    :ivar proxied: the samples of proxies' load, by name of workload and "header" or "no header"
+    :ivar moves: None until they have been measured
     :ivar memory: by name of the kind of connection, server, and part of the server ("workers" or "routers")
     """
 
     workers: int
     seconds: int
     samples: dict[tuple[str, str], list[Sample]] = field(default_factory=dict)
+    proxied: dict[tuple[str, str], list[Sample]] = field(default_factory=dict)
+    moves: Moves | None = None
     memory: dict[tuple[str, str, str], list[Memory]] = field(default_factory=dict)
 
     def values(self, workload: Workload, server: str, value: Callable[[Sample], float]) -> list[float]:
@@ -41,6 +60,10 @@ class Results:
     def median(self, workload: Workload, server: str, value: Callable[[Sample], float]) -> float:
         """The median of one value."""
         return statistics.median(self.values(workload, server, value))
+
+    def of_proxies(self, workload: Proxied, server: str, value: Callable[[Sample], float]) -> float:
+        """The median of one value of proxies' load."""
+        return statistics.median(value(each) for each in self.proxied[workload.name, server])
 
     def servers(self, workload: Workload) -> list[str]:
         """The servers that were measured."""
@@ -100,6 +123,25 @@ def goals(results: Results) -> str:
             yes(listener <= ROUTER_GOAL_US),
         ],
         ["listener's memory for each open connection", "0 KiB", f"{growth:.2f} KiB", yes(growth < FLAT_KIB)],
+    ]
+    peeking = results.of_proxies(PEEKED, "header", routing)
+    staying = results.of_proxies(STAYING, "header", cost) / results.of_proxies(STAYING, "no header", cost)
+    assert results.moves is not None
+    kept = results.moves.kept_descriptors
+    rows += [
+        [
+            "listener's CPU for each connection of a proxy",
+            f"≤ {PEEKED_GOAL_US:.0f} µs",
+            f"{peeking:.1f} µs",
+            yes(peeking <= PEEKED_GOAL_US),
+        ],
+        [
+            "CPU of a proxy's kept-alive request that stays, header read ÷ not",
+            f"≤ {STAYING_GOAL:.2f}",
+            f"{staying:.2f}",
+            yes(staying <= STAYING_GOAL),
+        ],
+        [f"descriptors left over from {results.moves.count:,} moves", "0", str(kept), yes(kept <= 0)],
     ]
     for workload in WORKLOADS:
         ratio = results.median(workload, "ours", rate) / results.median(workload, "plain", rate)
@@ -202,6 +244,57 @@ def workers(results: Results) -> str:
     )
 
 
+def proxied(results: Results) -> str:
+    """What it costs to find out who a proxy's clients are."""
+    rows = []
+    for workload in (STAYING, MOVING, PEEKED):
+        read = results.proxied[workload.name, "header"]
+        unread = results.proxied.get((workload.name, "no header"), [])
+        costs = [statistics.median(map(cost, each)) for each in (read, unread) if each]
+        routers = [statistics.median(map(routing, each)) for each in (read, unread) if each]
+        neighbours = [cost(with_) / cost(without) for with_, without in zip(read, unread, strict=False)]
+        rows.append(
+            [
+                workload.name,
+                f"{costs[0]:.1f}",
+                *([f"{costs[1]:.1f}", f"{costs[0] / costs[1]:.2f}", quartiles(neighbours)] if unread else ["-"] * 3),
+                *([f"{each:.1f}" for each in routers] if workload is PEEKED else ["-"] * 2),
+                f"{statistics.median(map(rate, read)):.0f}",
+                share(sum(each.moved for each in read), sum(each.repeats for each in read)),
+                str(sum(each.errors for each in read + unread)),
+                str(len(read)),
+            ]
+        )
+    return table(
+        [
+            "",
+            "header read, CPU µs per request",
+            "not read",
+            "ratio",
+            "of neighbours",
+            "listener's CPU, header read",
+            "not read",
+            "requests/s",
+            "answered elsewhere",
+            "errors",
+            "runs",
+        ],
+        rows,
+    )
+
+
+def many_moves(results: Results) -> str:
+    """What very many moves took and left."""
+    moves = results.moves
+    assert moves is not None
+    return (
+        f"{moves.count:,} moves of {MANY_MOVES.connections} connections between {MANY_MOVES.workers} workers took "
+        f"{moves.seconds:.1f} s ({moves.count / moves.seconds:.0f} moves/s); {moves.wrong} requests were answered by\n"
+        f"another worker than the client's, {moves.errors} not at all. No process had more than "
+        f"{moves.kept_descriptors} descriptors more than before, nor {moves.kept_kib} KiB of memory."
+    )
+
+
 def latency(results: Results) -> str:
     """Latencies of ours and plain gunicorn while all clients send as fast as they can."""
     rows = []
@@ -236,7 +329,8 @@ def memory(results: Results) -> str:
 
 def noise(results: Results) -> str:
     """How busy the machine was with something else."""
-    others = [each.others_cores for samples in results.samples.values() for each in samples]
+    everything = [*results.samples.values(), *results.proxied.values()]
+    others = [each.others_cores for samples in everything for each in samples]
     return (
         f"While load ran, other processes and the hypervisor used {statistics.median(others):.2f} cores "
         f"(median; at most {max(others):.2f}) of {os.cpu_count()}."
@@ -273,6 +367,7 @@ def versions() -> str:
 
 def render(results: Results) -> str:
     """The whole text."""
+    move = results.of_proxies(MOVING, "header", cost) - results.of_proxies(STAYING, "header", cost)
     return f"""# Results
 
 Made by `make bench`. {versions()}.
@@ -304,6 +399,16 @@ these requests have none of).
 {workers(results)}
 
 "Of neighbours" is the middle half of the ratios of runs that followed each other.
+
+## Behind proxies
+
+Each request says in X-Forwarded-For whose it is. "Not read" is the same server with
+`STICKY_SESSION_CLIENT_HEADER=off`, and the same requests; they go to the same workers. A request that moves costs
+{move:.0f} µs more than one that stays.
+
+{proxied(results)}
+
+{many_moves(results)}
 
 ## Latency
 

@@ -1,7 +1,7 @@
 """Measures ours beside its peers, in one interleaved run, and writes RESULTS.md.
 
-    python benchmarks/run.py            about 9 minutes
-    python benchmarks/run.py --quick    about 2 minutes, only prints
+    python benchmarks/run.py            about 14 minutes
+    python benchmarks/run.py --quick    about 3 minutes, only prints
 
 Load generator and servers share the cores of this machine, and its speed may drift. Therefore each workload
 is put on each server in turn, for a few seconds, many times over, and only medians and ratios of medians are
@@ -19,9 +19,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import servers
-from measure import Load, MeasureError, Sample, memory, sample
+from measure import Load, MeasureError, Sample, memory, moves, sample
 from report import Results, render
-from workloads import CLIENTS, IDLE, WORKLOADS
+from workloads import CLIENTS, IDLE, MANY_MOVES, MOVING, PEEKED, STAYING, WORKLOADS
 
 Start = Callable[[contextlib.ExitStack, int], servers.Server]
 
@@ -33,6 +33,14 @@ ROUTERS: dict[str, Start] = {
     "Node sticky-session": servers.node_sticky_session,
     "Node @socket.io/sticky": servers.node_socketio_sticky,
 }
+# With proxies in front: with the header that says who their clients are, and without.
+BEHIND_PROXIES: dict[str, Start] = {"header": servers.ours_behind_proxies, "no header": servers.ours_without_header}
+# What is measured on them in a round: first the small difference, several times, on servers that did nothing else.
+PROXIED = (
+    *((STAYING, "header"), (STAYING, "no header")) * 3,
+    *((PEEKED, "header"), (PEEKED, "no header")),
+    (MOVING, "header"),
+)
 
 
 @dataclass(frozen=True)
@@ -95,6 +103,44 @@ def measure_load(results: Results, plan: Plan, workers: int, load: Load, progres
                     server.check()
 
 
+def measure_proxied(results: Results, plan: Plan, workers: int, load: Load, progress: Progress) -> None:
+    """Put the load of proxies on a server that reads who their clients are, and on one that doesn't."""
+    for number in range(plan.rounds):
+        # New ones each time: a process is some percent faster or slower than another of its kind for all of its life.
+        with contextlib.ExitStack() as stack:
+            started = {name: start(stack, workers) for name, start in BEHIND_PROXIES.items()}
+            processes = {name: server.processes for name, server in started.items()}
+            for workload, name in PROXIED:
+                server = started[name]
+                taken = sample(
+                    load,
+                    processes[name],
+                    server.routers,
+                    server.port,
+                    workload.mode,
+                    seconds=plan.seconds,
+                    **workload.options(workers),
+                )
+                results.proxied.setdefault((workload.name, name), []).append(taken)
+                progress(
+                    f"round {number + 1}, proxies' {workload.name}, {name}: {taken.requests_per_second:.0f}/s, "
+                    f"{taken.server_us:.0f} µs each"
+                )
+                server.check()
+
+
+def measure_moves(results: Results, load: Load, progress: Progress) -> None:
+    """Have connections move very many times."""
+    plan = MANY_MOVES
+    with contextlib.ExitStack() as stack:
+        server = servers.ours_behind_proxies(stack, plan.workers)
+        load.run(server.port, "moving", seconds=5, count=5000, **MOVING.options(plan.workers))
+        options = {**MOVING.options(plan.workers), "connections": plan.connections}
+        results.moves = moves(load, server.processes, server.port, plan.seconds, plan.count, **options)
+        server.check()
+    progress(f"{plan.count} moves in {results.moves.seconds:.1f} s")
+
+
 def measure_memory(results: Results, plan: Plan, workers: int, load: Load, progress: Progress) -> None:
     """Open idle connections on fresh servers: memory that a process got back would hide what they need."""
     for _ in range(plan.idle_rounds):
@@ -118,13 +164,13 @@ def steps(plan: Plan) -> int:
     """How many steps the plan has."""
     loads = sum(len(measured(each.routed)) for each in WORKLOADS)
     idles = sum(len(measured(each.routed)) for each in IDLE)
-    return plan.rounds * loads + plan.idle_rounds * idles
+    return plan.rounds * (loads + len(PROXIED)) + 1 + plan.idle_rounds * idles
 
 
 def main() -> int:
     """Run the benchmarks; the exit status is 0 if they could be run."""
     parser = argparse.ArgumentParser(description="Measure ours beside its peers.")
-    parser.add_argument("--quick", action="store_true", help="a rough look in 2 minutes, only printed")
+    parser.add_argument("--quick", action="store_true", help="a rough look in 3 minutes, only printed")
     parser.add_argument("--workers", type=int, default=2, help="workers of each server (default: 2)")
     arguments = parser.parse_args()
     plan = QUICK if arguments.quick else FULL
@@ -134,6 +180,8 @@ def main() -> int:
         servers.install()
         load = Load(servers.tool("cc"))
         measure_load(results, plan, arguments.workers, load, progress)
+        measure_proxied(results, plan, arguments.workers, load, progress)
+        measure_moves(results, load, progress)
         measure_memory(results, plan, arguments.workers, load, progress)
     except (servers.ServerError, MeasureError) as error:
         print(f"benchmarks: {error}", file=sys.stderr)

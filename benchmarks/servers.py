@@ -148,7 +148,7 @@ def launch(
     return server
 
 
-def gunicorn(stack: ExitStack, name: str, worker_class: str, workers: int) -> Server:
+def gunicorn(stack: ExitStack, name: str, worker_class: str, workers: int, *arguments: str) -> Server:
     """Start gunicorn with the benchmarks' application."""
     server = launch(
         stack,
@@ -158,7 +158,7 @@ def gunicorn(stack: ExitStack, name: str, worker_class: str, workers: int) -> Se
             *("--worker-class", worker_class, "--workers", str(workers)),
             # Room for the idle connections, which also must stay open.
             *("--worker-connections", "16384", "--keep-alive", "600"),
-            *("--pythonpath", str(HERE), "app:app"),
+            *("--pythonpath", str(HERE), *arguments, "app:app"),
         ],
     )
     server.wait(lambda: re.search(r"Listening at: \S+:\d+ ", server.log), "not listening")
@@ -173,13 +173,26 @@ def plain(stack: ExitStack, workers: int) -> Server:
     return server
 
 
-def ours(stack: ExitStack, workers: int) -> Server:
+def ours(stack: ExitStack, workers: int, *arguments: str) -> Server:
     """Start gunicorn with our workers, and our listener."""
-    server = gunicorn(stack, "ours", STICKY_WORKER, workers)
+    server = gunicorn(stack, "ours", STICKY_WORKER, workers, *arguments)
     server.wait(lambda: re.search(r"Listener ready \(pid:\d+\)", server.log), "no listener")
     server.routers = [int(re.findall(r"Listener ready \(pid:(\d+)\)", server.log)[-1])]
     server.wait_for_workers(workers)
     return server
+
+
+def ours_behind_proxies(stack: ExitStack, workers: int) -> Server:
+    """The same, with all peers as trusted proxies: it reads who their clients are."""
+    return ours(stack, workers, "--forwarded-allow-ips", "127.0.0.0/8")
+
+
+def ours_without_header(stack: ExitStack, workers: int) -> Server:
+    """The same, but it doesn't read who the clients are."""
+    config = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-"))) / "config.py"
+    # Under the plain gunicorn command there is no flag for it.
+    config.write_text(f"import os\nos.environ[{'STICKY_SESSION_CLIENT_HEADER'!r}] = 'off'\n")
+    return ours(stack, workers, "--forwarded-allow-ips", "127.0.0.0/8", "--config", str(config))
 
 
 def proxy(
