@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import os
-import subprocess
 from collections.abc import Generator
 from pathlib import Path
 
 import hypothesis
 import pytest
 
-from harness import STARTED, adopt_orphans, command_line, descendants, kill_all, reap_orphans
+from harness import STARTED, adopt_orphans, command_line, descendants, kill_all, make_certificate, reap_orphans
+
+pytest.register_assert_rewrite("node_clients")
 
 
 def pytest_configure() -> None:
@@ -37,12 +38,7 @@ def _nothing_left() -> Generator[None, None, None]:
 @pytest.fixture(scope="session")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A certificate for 127.0.0.1 and its key."""
-    place = tmp_path_factory.mktemp("tls")
-    cert, key = place / "cert.pem", place / "key.pem"
-    request = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2"
-    request += " -subj /CN=localhost -addext subjectAltName=IP:127.0.0.1"
-    subprocess.run([*request.split(), "-keyout", key, "-out", cert], check=True, capture_output=True)
-    return cert, key
+    return make_certificate(tmp_path_factory.mktemp("tls"))
 
 
 @pytest.hookimpl(wrapper=True)

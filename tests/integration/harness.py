@@ -198,6 +198,15 @@ def connect(port: int, address: str = ADDRESS, *, host: str = HOST, timeout: flo
     return connection
 
 
+def make_certificate(place: Path) -> tuple[Path, Path]:
+    """Make a certificate for 127.0.0.1 and its key: their files in ``place``."""
+    cert, key = place / "cert.pem", place / "key.pem"
+    request = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2"
+    request += " -subj /CN=localhost -addext subjectAltName=IP:127.0.0.1"
+    subprocess.run([*request.split(), "-keyout", key, "-out", cert], check=True, capture_output=True, timeout=60)
+    return cert, key
+
+
 class Response(NamedTuple):
     status: int
     headers: http.client.HTTPMessage
@@ -293,21 +302,31 @@ def address_of_slot(port: int, slot: int, start: int = 0) -> str:
 
 
 class Load:
-    """Clients that send GET / without a pause until the block ends, each request over a new connection.
+    """Clients that ask for / without a pause until the block ends, each request over a new connection.
 
     Nothing is asserted here: ``failures`` has a line of text for every request without a 200, and ``replies``
     counts the others by address, slot and pid; ``history`` has each address's pids in the order of its requests.
 
     :param clients: the addresses; each waits for its reply before it sends its next request
     :param threads: how many of them are under way at once
+    :param body: what is sent with POST; None for GET, which proxies may send again where a connection was lost
     """
 
-    def __init__(self, port: int, clients: Sequence[str], *, threads: int = 4, timeout: float = 20.0) -> None:
+    def __init__(
+        self,
+        port: int,
+        clients: Sequence[str],
+        *,
+        threads: int = 4,
+        timeout: float = 20.0,
+        body: bytes | None = None,
+    ) -> None:
         self.port = port
         self.failures: list[str] = []
         self.replies: Counter[tuple[str, int, int]] = Counter()
         self.history: dict[str, list[int]] = {}
         self._timeout = timeout
+        self._body = body
         self._changed = threading.Condition()
         self._end = threading.Event()
         self._threads = [
@@ -325,7 +344,9 @@ class Load:
     def _once(self, address: str) -> None:
         began = time.monotonic()
         try:
-            who = get(self.port, "/", address, timeout=self._timeout).json()
+            with Client(self.port, address, timeout=self._timeout) as client:
+                method = "GET" if self._body is None else "POST"
+                who = client.fetch(method, "/", self._body, {"Connection": "close"}).json()
         except (OSError, http.client.HTTPException, AssertionError, ValueError) as error:
             with self._changed:
                 seconds = time.monotonic() - began

@@ -11,13 +11,15 @@ program from anything outside of the folder: process ids, logs, users, modules.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
+import shlex
 import shutil
 import socket
 import subprocess
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from signal import SIGTERM, SIGWINCH
 from typing import TypeVar
@@ -36,6 +38,15 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind((HOST, 0))
         return int(probe.getsockname()[1])
+
+
+@contextlib.contextmanager
+def open_folder(prefix: str) -> Iterator[Path]:
+    """A folder that a proxy's children, another user, can look into; those of pytest are its user's only."""
+    with tempfile.TemporaryDirectory(prefix=prefix) as name:
+        folder = Path(name)
+        folder.chmod(0o755)
+        yield folder
 
 
 def program(name: str) -> str:
@@ -59,7 +70,7 @@ class Proxy(Process):
         self._port = free_port()
         self._flags = flags
         self._edit = edit
-        self._folder: tempfile.TemporaryDirectory[str] | None = None
+        self._folder = contextlib.ExitStack()
 
     @property
     def ports(self) -> list[int]:
@@ -74,9 +85,7 @@ class Proxy(Process):
 
     def start(self: _P) -> _P:
         printed = self._edit(self.printed())
-        self._folder = tempfile.TemporaryDirectory(prefix=f"{self.name}-")
-        folder = Path(self._folder.name)
-        folder.chmod(0o755)  # a proxy's children may be another user
+        folder = self._folder.enter_context(open_folder(f"{self.name}-"))
         self.command = list(self.files(folder, printed))
         self._env.update(HOME=str(folder), XDG_CONFIG_HOME=str(folder), XDG_DATA_HOME=str(folder))
         return super().start()
@@ -91,8 +100,7 @@ class Proxy(Process):
 
     def _close(self) -> None:
         super()._close()
-        if self._folder:
-            self._folder.cleanup()
+        self._folder.close()
 
     @classmethod
     def files(cls, folder: Path, printed: str) -> Sequence[str]:
@@ -129,7 +137,8 @@ class Nginx(Proxy):
             "daemon off;",
             f"pid {folder}/pid;",
             "error_log stderr;",
-            "events {}",
+            # A client that waits takes two; 512 are the default.
+            "events { worker_connections 4096; }",
         ]
         if stream:
             lines.append(f"include {folder}/printed.conf;")
@@ -221,7 +230,22 @@ class Caddy(Proxy):
         return [command[0], "validate", *command[2:]]
 
 
+def told(proxy: type[Proxy], *flags: str) -> list[str]:
+    """The arguments that the printed configuration says we are to be started with, but for the place and the app.
+
+    :param flags: of ``sticky-session proxy-config``, without ``--server``
+    """
+    found = re.search(r"sticky-session serve app:app --bind \S+ (.+)", proxy(*flags).printed())
+    assert found
+    return shlex.split(found[1])
+
+
 PROXIES: tuple[type[Proxy], ...] = (Nginx, Haproxy, Apache, Caddy)
+# What a Debian's version doesn't know yet: the line, and since when it does.
+NEWER = {
+    Nginx: ("sticky cookie", (1, 29, 6), 'unknown directive "sticky"'),
+    Caddy: ("proxy_protocol", (2, 7, 0), "unrecognized subdirective proxy_protocol"),
+}
 
 
 def about(proxy: type[Proxy]) -> str:

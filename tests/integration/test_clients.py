@@ -6,9 +6,7 @@ import json
 import subprocess
 import threading
 from collections import Counter
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,44 +15,15 @@ import requests.adapters
 import socketio
 
 from harness import Client, Server, addresses, connect, get
+from node_clients import EVENTS, Result, assert_answered, assert_at_home, node
 
-CLIENTS = Path(__file__).parent.parent / "clients"
-EVENTS = 20
 ANSWER_SECONDS = 20
 
 
-def node(port: int, library: str, mode: str, clients: Sequence[str], **plan: Any) -> list[dict[str, Any]]:
-    """Run ``tests/clients/clients.js`` and return what it prints: one object for each client."""
-    argument = {
-        "port": port,
-        "library": library,
-        "mode": mode,
-        "addresses": clients,
-        "events": EVENTS,
-        **plan,
-    }
-    finished = subprocess.run(
-        ["node", "clients.js", json.dumps(argument)],
-        cwd=CLIENTS,
-        capture_output=True,
-        timeout=100,
-        check=False,
-    )
-    assert finished.returncode == 0, finished.stderr.decode()
-    return json.loads(finished.stdout)
-
-
-def assert_served(results: list[dict[str, Any]], server: Server, mode: str) -> None:
+def assert_served(results: list[Result], server: Server, mode: str) -> None:
     """Every client had all its answers without an error, from one worker, over the right transport."""
-    for result in results:
-        assert result["errors"] == []
-        assert result["reconnects"] == 0
-        assert result["answers"] == EVENTS
-        assert set(result["statuses"]) <= {"200"}
-        assert len(result["pids"]) == 1
-        assert result["transport"] == ("polling" if mode == "polling" else "websocket")
-    assert {pid for result in results for pid in result["pids"]} == set(server.worker_pids.values())
-    assert "Traceback" not in server.log
+    assert_answered(results, mode)
+    assert_at_home(results, server)
 
 
 @pytest.mark.parametrize("mode", ["polling", "upgrade", "websocket"])

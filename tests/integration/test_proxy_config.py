@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import tempfile
 from collections.abc import Iterator
 from itertools import product
 from pathlib import Path
@@ -13,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from harness import ADDRESS, APPS, COMMANDS, HOST, Client, Process, Server, addresses, get
-from proxies import PROXIES, Apache, Caddy, Haproxy, Nginx, Proxy, free_port, version
+from proxies import NEWER, PROXIES, Apache, Caddy, Haproxy, Nginx, Proxy, free_port, open_folder, version
 from sticky_session import proxyconfig
 from sticky_session.proxyconfig import HEADER, PROXY_PROTOCOL
 from websocket_wire import CLOSE, TEXT, WebSocketWire, frame
@@ -26,11 +24,6 @@ SERVERS = [
     ("unix:/run/a.sock", "unix:/run/b.sock"),
     ("[::1]:8000", "localhost:8000"),
 ]
-# What a Debian's version doesn't know yet: the line, and since when it does.
-NEWER = {
-    Nginx: ("sticky cookie", (1, 29, 6), 'unknown directive "sticky"'),
-    Caddy: ("proxy_protocol", (2, 7, 0), "unrecognized subdirective proxy_protocol"),
-}
 
 
 def configurations(proxy: type[Proxy]) -> Iterator[str]:
@@ -111,10 +104,8 @@ def test_websocket(proxy: type[Proxy]) -> None:
 @ALL
 def test_unix_socket(proxy: type[Proxy]) -> None:
     """A server on a Unix socket is reached."""
-    with tempfile.TemporaryDirectory() as folder:
-        os.chmod(folder, 0o755)  # noqa: S103 - Apache's children are another user
-        place = f"unix:{folder}/socket"
-        with Server("echo_websocket:app", workers=1, bind=[place]), proxy(f"--server={place}") as front:
+    with open_folder("socket-") as folder, Server("echo_websocket:app", workers=1, bind=[f"unix:{folder}/s"]):
+        with proxy(f"--server=unix:{folder}/s") as front:
             assert environ(front.port)["HTTP_X_FORWARDED_FOR"] == ADDRESS
             websocket = WebSocketWire(front.port)
             websocket.write(frame(TEXT, b"hello"))

@@ -6,13 +6,12 @@ import contextlib
 import os
 import socket
 import ssl
-import subprocess
 import time
 from collections.abc import Iterator
 
 import pytest
 
-from harness import Server, connect, descriptors, wait_until
+from harness import Server, connect, descriptors, make_certificate, wait_until
 from websocket_wire import TEXT, WebSocketWire, frame
 from wire import Wire
 
@@ -44,12 +43,8 @@ def answers(arguments: list[str]) -> Iterator[Server]:
 @pytest.fixture(scope="module")
 def tls(arguments: list[str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """The same over TLS."""
-    place = tmp_path_factory.mktemp("tls")
-    certificate, key = os.fspath(place / "certificate.pem"), os.fspath(place / "key.pem")
-    request = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -subj /CN=test"
-    command = [*request.split(), "-keyout", key, "-out", certificate]
-    subprocess.run(command, check=True, capture_output=True, timeout=60)
-    with Server("answers:app", workers=1, args=[*arguments, "--certfile", certificate, "--keyfile", key]) as server:
+    cert, key = map(os.fspath, make_certificate(tmp_path_factory.mktemp("tls")))
+    with Server("answers:app", workers=1, args=[*arguments, "--certfile", cert, "--keyfile", key]) as server:
         yield server
 
 
