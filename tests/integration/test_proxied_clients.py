@@ -327,7 +327,8 @@ def test_posts_while_we_reload() -> None:
 def test_end_under_load() -> None:
     """SIGTERM: the requests that fail are those that nginx finds no place to connect to for.
 
-    It may be reset in the very moment between the last accept and the close: the kernel has no way out of that.
+    Each of the eight clients may be reset in the very moment between the last accept and the close: the kernel has no
+    way out of that.
     """
     with behind(Nginx, app="whoami:app") as server, Nginx(f"--server={HOST}:{server.port}") as front:
         with Load(front.port, addresses(40), threads=8, body=b"something") as load:
@@ -338,7 +339,7 @@ def test_end_under_load() -> None:
         errors = front.find(r"\[error\] .*")
         assert len(errors) >= len(load.failures) > 0
         others = [error[0] for error in errors if "connect() failed (111: Connection refused)" not in error[0]]
-        assert len(others) <= 1, others
+        assert len(others) <= 8, others
 
 
 # /proc/net/tcp: this end and the other one, address and port in hexadecimal; the state.
