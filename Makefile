@@ -1,5 +1,6 @@
 # make serve   the example chat on all cores
-# make test    everything: style, docs, all tests
+# make test    everything: style, docs, all tests but the next
+# make test-proxied  crowds of clients through nginx, HAProxy, Apache and Caddy
 # make style   lint, format, types
 # make docs    the documentation, docs/_build/html
 # make bench   the speed of sticky-session beside its peers; bench-quick takes three minutes
@@ -13,19 +14,24 @@ PYTHON ?= python3
 export PATH := $(PATH):/usr/sbin:/sbin
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 BIN := .venv/bin
+CROWDS := tests/integration/test_proxied_clients.py
 
 # $(call need,COMMAND,DEBIAN PACKAGES): have the command, or install the packages that bring it.
 need = command -v $(1) >/dev/null || { $(apt-get) $(2) && command -v $(1) >/dev/null; }
 apt-get = $(SUDO) apt-get update -qq && DEBIAN_FRONTEND=noninteractive $(SUDO) apt-get install -qq -y --no-install-recommends
 
-.PHONY: serve test style docs bench bench-quick clean
+.PHONY: serve test test-proxied style docs bench bench-quick clean
 .DELETE_ON_ERROR:
 
 serve: .venv/example.stamp examples/chat/node_modules/.stamp
 	$(BIN)/sticky-session serve --chdir examples/chat app:app
 
 test: style docs .venv/test.stamp .venv/tools.stamp .venv/proxies.stamp tests/clients/node_modules/.stamp examples/chat/node_modules/.stamp
-	$(BIN)/python -m pytest --numprocesses 3 --dist loadfile
+	$(BIN)/python -m pytest --numprocesses 3 --dist loadfile --ignore $(CROWDS)
+
+# Hundreds of Node's clients through real proxies: they need both cores for themselves, and two minutes more.
+test-proxied: .venv/test.stamp .venv/proxies.stamp tests/clients/node_modules/.stamp
+	$(BIN)/python -m pytest $(CROWDS)
 
 style: .venv/style.stamp .venv/test.stamp
 	$(BIN)/ruff check .
