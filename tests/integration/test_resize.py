@@ -141,9 +141,13 @@ def test_slot_taken_back_while_its_worker_boots(tmp_path: Path) -> None:
 
 
 def test_last_slot_leaves_nothing_undone() -> None:
-    """TTOU: requests under way in the last slot finish, and what waits in its channel is served by its worker."""
+    """TTOU: requests under way in the last slot finish, and what waits in its channel is served.
+
+    By its worker, or, if that has left the slot and not come to it yet, by the one that has the client from now on.
+    """
     with Server(workers=3) as server:
         client, leaving = client_of(2, 3), server.worker_pids[2]
+        heir = server.worker_pids[expected([client], 2)[client]]
         slow = send(server.port, "/slow?seconds=1", client)
         assert get(server.port, "/", client).json()["pid"] == leaving
         mark = server.mark()
@@ -151,7 +155,7 @@ def test_last_slot_leaves_nothing_undone() -> None:
             waiting = [send(server.port, "/", client) for _ in range(30)]
             server.signal(SIGTTOU)
             server.wait_for("Handling signal: ttou", after=mark)
-        assert [receive(it).json()["pid"] for it in waiting] == [leaving] * 30
+        assert {receive(it).json()["pid"] for it in waiting} <= {leaving, heir}
         assert receive(slow).json()["pid"] == leaving
         server.wait_for_listener(after=mark)
         assert get(server.port, "/", client).json()["slot"] == expected([client], 2)[client]
