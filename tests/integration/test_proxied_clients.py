@@ -16,7 +16,7 @@ import pytest
 
 from harness import HOST, Load, Server, addresses, children, get, make_certificate, wait_until
 from midway import ask, clients_of, websocket_to
-from node_clients import EVENTS, NodeClients, Result, assert_answered, assert_at_home, home, node
+from node_clients import EVENTS, NodeClients, assert_answered, assert_at_home, home, node
 from proxies import NEWER, PROXIES, Apache, Caddy, Haproxy, Nginx, Proxy, open_folder, told, version
 from sticky_session import proxyconfig
 from sticky_session.proxyconfig import HEADER, PROXY_PROTOCOL
@@ -40,9 +40,17 @@ class Served(NamedTuple):
     status: int
 
 
-def served(server: Server, after: int) -> list[Served]:
-    """The requests that have been answered; those of one connection, but not of different ones, are in order."""
-    found = server.find(r"^served (\S+) (\S+) (\S+) <(\d+)> (\S+) (\d+)$", after)
+SERVED = re.compile(r"served (\S+) (\S+) (\S+) <(\d+)> (\S+) (\d+)")
+
+
+def served(server: Server, after: int, before: int | None = None) -> list[Served]:
+    """The requests that have been answered; those of one connection, but not of different ones, are in order.
+
+    :param after: look only at the lines after this mark of the log
+    :param before: and before this one
+    """
+    lines = server.lines()[after:before]
+    found = filter(None, map(SERVED.fullmatch, lines))
     return [Served(one[1], one[2], one[3], int(one[4]), one[5], int(one[6])) for one in found]
 
 
@@ -120,17 +128,22 @@ def front(request: pytest.FixtureRequest, chat: Server) -> Iterator[Proxy]:
         yield proxy
 
 
-def crowd(front: Proxy, mode: str, *machines: Server, count: int = 100, **plan: object) -> list[Result]:
-    """Have many clients connect and ask, half of them over kept connections: all is answered by their own workers."""
+def crowd(front: Proxy, mode: str, server: Server, *, count: int = 100, **plan: object) -> int:
+    """Have many clients connect and ask, half of them over kept connections: all is answered by their own workers.
+
+    :returns: a mark in the server's log; a client that leaves after it may still ask for what a closed session has
+    """
     clients = addresses(count)
-    results = node(front.port, "socket.io", mode, clients, keepAlive=half(clients), **plan)
+    with NodeClients(front.port, clients, mode=mode, keepAlive=half(clients), **plan) as asking:
+        results = asking.ask()
+        end = server.mark()
     assert_answered(results, mode)
-    assert_at_home(results, *machines)
+    assert_at_home(results, server)
     if mode == "polling":
         for number, result in enumerate(results):
             assert (result["connections"] < result["requests"] / 2) == (number % 2 == 0)
             assert (result["connections"] == result["requests"]) == (number % 2 == 1)
-    return results
+    return end
 
 
 @MODES
@@ -140,8 +153,7 @@ def test_clients(front: Proxy, chat: Server, mode: str) -> None:
     Long-polling's connections to us really are shared: each carries requests of many clients, for many workers.
     """
     mark = chat.mark()
-    crowd(front, mode, chat)
-    requests = served(chat, mark)
+    requests = served(chat, mark, crowd(front, mode, chat))
     assert {request.header for request in requests} == set(addresses(100))
     assert {request.status for request in requests} <= {200, 101}
     connections = by_connection(requests)
