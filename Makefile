@@ -1,6 +1,5 @@
 # make serve   the example chat on all cores
-# make test    everything: style, docs, all tests but the next
-# make test-proxied  crowds of clients through nginx, HAProxy, Apache and Caddy
+# make test    everything: style, docs, all tests
 # make style   lint, format, types
 # make docs    the documentation, docs/_build/html
 # make bench   the speed of sticky-session beside its peers; bench-quick takes three minutes
@@ -14,13 +13,14 @@ PYTHON ?= python3
 export PATH := $(PATH):/usr/sbin:/sbin
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 BIN := .venv/bin
+# Hundreds of Node's clients through real proxies: they get the cores to themselves.
 CROWDS := tests/integration/test_proxied_clients.py
 
 # $(call need,COMMAND,DEBIAN PACKAGES): have the command, or install the packages that bring it.
 need = command -v $(1) >/dev/null || { $(apt-get) $(2) && command -v $(1) >/dev/null; }
 apt-get = $(SUDO) apt-get update -qq && DEBIAN_FRONTEND=noninteractive $(SUDO) apt-get install -qq -y --no-install-recommends
 
-.PHONY: serve test test-proxied style docs bench bench-quick clean
+.PHONY: serve test style docs bench bench-quick clean
 .DELETE_ON_ERROR:
 
 serve: .venv/example.stamp examples/chat/node_modules/.stamp
@@ -28,9 +28,6 @@ serve: .venv/example.stamp examples/chat/node_modules/.stamp
 
 test: style docs .venv/test.stamp .venv/tools.stamp .venv/proxies.stamp tests/clients/node_modules/.stamp examples/chat/node_modules/.stamp
 	$(BIN)/python -m pytest --numprocesses 3 --dist loadfile --ignore $(CROWDS)
-
-# Hundreds of Node's clients through real proxies: they need both cores for themselves, and two minutes more.
-test-proxied: .venv/test.stamp .venv/proxies.stamp tests/clients/node_modules/.stamp
 	$(BIN)/python -m pytest $(CROWDS)
 
 style: .venv/style.stamp .venv/test.stamp

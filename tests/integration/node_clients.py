@@ -15,6 +15,9 @@ from sticky_session import Ring
 
 CLIENTS = Path(__file__).parent.parent / "clients"
 EVENTS = 20
+# For servers whose clients keep their connections: where one ends just as it is used again, xmlhttprequest-ssl 2.1.2
+# repeats the request without its end, and waits for ever.
+KEEP = ("--keep-alive", "60")
 
 # What has happened to one client so far: address, answers, errors, transport, reconnects, pids (a worker's each time
 # that it wasn't the last one's), connections, requests, statuses.

@@ -15,7 +15,7 @@ import requests.adapters
 import socketio
 
 from harness import Client, Server, addresses, connect, get
-from node_clients import EVENTS, Result, assert_answered, assert_at_home, node
+from node_clients import EVENTS, KEEP, Result, assert_answered, assert_at_home, node
 
 ANSWER_SECONDS = 20
 
@@ -40,7 +40,7 @@ def test_socket_io_client(door: str, mode: str) -> None:
 
 def test_socket_io_client_with_keep_alive() -> None:
     """Long-polling over kept-alive connections works too, with fewer connections than requests."""
-    with Server("sio:app", workers=4) as server:
+    with Server("sio:app", workers=4, args=KEEP) as server:
         results = node(server.port, "socket.io", "polling", addresses(50), keepAlive=True)
         assert_served(results, server, "polling")
         for result in results:

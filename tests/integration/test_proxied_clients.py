@@ -16,7 +16,7 @@ import pytest
 
 from harness import HOST, Load, Server, addresses, children, get, make_certificate, wait_until
 from midway import ask, clients_of, websocket_to
-from node_clients import EVENTS, NodeClients, assert_answered, assert_at_home, home, node
+from node_clients import EVENTS, KEEP, NodeClients, assert_answered, assert_at_home, home, node
 from proxies import NEWER, PROXIES, Apache, Caddy, Haproxy, Nginx, Proxy, open_folder, told, version
 from sticky_session import proxyconfig
 from sticky_session.proxyconfig import HEADER, PROXY_PROTOCOL
@@ -234,10 +234,10 @@ def test_proxy_protocol(proxy: type[Proxy], secure: bool, tmp_path: Path) -> Non
     if proxy is Caddy and version(proxy) < NEWER[Caddy][1]:
         pytest.skip("this Caddy has no proxy_protocol")
     tls = {}
-    args = []
+    args = list(KEEP)
     if secure:
         cert, key = map(os.fspath, make_certificate(tmp_path))
-        args = ["--certfile", cert, "--keyfile", key]
+        args += ["--certfile", cert, "--keyfile", key]
         tls = {"ca": cert}
     via = f"--via={PROXY_PROTOCOL}"
     with behind(proxy, via, args=args) as server, proxy(f"--server={HOST}:{server.port}", via) as front:
