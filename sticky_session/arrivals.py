@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import islice
-from socket import AF_INET, MSG_DONTWAIT, MSG_PEEK, SOCK_STREAM
+from socket import AF_INET, MSG_DONTWAIT, MSG_PEEK, SOCK_NONBLOCK, SOCK_STREAM
 from typing import Any
 
 from sticky_session.identify import Client, Identification, Read, RefusedError
@@ -91,8 +91,9 @@ class Arrivals:
         :param peer: ``(host, port, ...)``, or anything else for a Unix socket's peer
         :param bind: index of the listening socket
         """
-        # The family is only given to spare the kernel the question.
-        sock = _socket.socket(AF_INET, SOCK_STREAM, 0, descriptor)
+        # The family is only given to spare the kernel the question. Without SOCK_NONBLOCK, which sets nothing on the
+        # descriptor here, recv() would wait first as long as a preloaded app's socket.setdefaulttimeout() says.
+        sock = _socket.socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK, 0, descriptor)
         arrival = _Arrival(sock, peer, bind, self._begin(), time.monotonic() + self._seconds)
         if self._look(arrival):
             return

@@ -348,6 +348,8 @@ class Bus:
     def _add_end(self, slot: int, descriptor: int) -> None:
         outbox = self._outbox(slot)
         end = _socket.socket(fileno=descriptor)
+        # The app's socket.setdefaulttimeout() would have every send wait.
+        end.setblocking(False)
         if outbox.end is None:
             outbox.end = end
             self._start_flushing(slot, outbox)

@@ -11,7 +11,7 @@ import mmap
 import os
 import time
 from collections.abc import Callable, Container
-from socket import AF_UNIX, MSG_DONTWAIT, MSG_PEEK, SO_SNDBUF, SOCK_SEQPACKET, SOL_SOCKET
+from socket import AF_UNIX, MSG_DONTWAIT, MSG_PEEK, SO_SNDBUF, SOCK_NONBLOCK, SOCK_SEQPACKET, SOL_SOCKET
 
 from sticky_session import handoff
 
@@ -29,7 +29,8 @@ class Channel:
     __slots__ = ("receiving_end", "sending_end")
 
     def __init__(self, room_bytes: int | None = None) -> None:
-        self.sending_end, self.receiving_end = _socket.socketpair(AF_UNIX, SOCK_SEQPACKET)
+        # Not even where an app has called socket.setdefaulttimeout() may anybody wait at it.
+        self.sending_end, self.receiving_end = _socket.socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_NONBLOCK)
         if room_bytes is not None:
             self.sending_end.setsockopt(SOL_SOCKET, SO_SNDBUF, room_bytes)
 

@@ -133,6 +133,21 @@ def test_head_in_pieces(by_header: Place, size: int) -> None:
             assert sock.recv(1000) == HEAD
 
 
+def test_default_timeout(by_header: Place) -> None:
+    """Where a preloaded app has called socket.setdefaulttimeout(), nothing is waited for all the same."""
+    former = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(0.001)
+    try:
+        client, _ = by_header.connect()
+    finally:
+        socket.setdefaulttimeout(former)
+    with client:
+        assert len(by_header.arrivals) == 1
+        client.sendall(HEAD)
+        by_header.wait()
+        assert len(by_header.delivered) == 1
+
+
 def test_quiet_connection_costs_nothing(by_header: Place) -> None:
     """What has been looked at makes no event until more arrives."""
     client, _ = by_header.connect(HEAD[:20])

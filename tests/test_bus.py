@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import itertools
 import os
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -468,6 +469,26 @@ def test_newer_slot_while_the_bus_is_full(generation: Generation, workers: list[
     introduce(generation, older.seat, older.pid)
     assert older.seat.known_slots == SLOTS + 1
     wait_for(lambda: older.bus._outboxes[SLOTS:] and older.bus._outboxes[SLOTS].end, "the end")
+
+
+def test_end_never_waits(generation: Generation, workers: list[Worker]) -> None:
+    """Sending to a newer slot doesn't wait, though an app has called socket.setdefaulttimeout()."""
+    older = workers[0]
+    generation.grow(SLOTS + 1)
+    newer = Worker(generation, SLOTS)
+    introduce(generation, older.seat, older.pid)
+    former = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(0.001)
+    try:
+        older.bus.start()
+        wait_for(lambda: older.bus._outboxes[SLOTS:] and older.bus._outboxes[SLOTS].end, "the end")
+    finally:
+        socket.setdefaulttimeout(former)
+    older.send(*numbered(5000))
+    assert len(older.bus._outboxes[SLOTS]) > 0
+    newer.bus.start()
+    assert newer.wait_for(5000) == numbered(5000)
+    newer.stop()
 
 
 @pytest.mark.parametrize("addressee", ["other", "twice"])

@@ -6,6 +6,7 @@ import _socket
 import contextlib
 import mmap
 import os
+import socket
 import time
 from collections.abc import Iterator
 from socket import AF_UNIX, SOCK_SEQPACKET
@@ -315,6 +316,23 @@ def test_is_empty(generation: Generation) -> None:
     assert not channel.is_empty
     assert frames(channel) == [5]
     assert channel.is_empty
+
+
+def test_channel_never_waits() -> None:
+    """Not even where an app has called socket.setdefaulttimeout()."""
+    former = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(0.001)
+    try:
+        channel = Channel()
+    finally:
+        socket.setdefaulttimeout(former)
+    try:
+        assert channel.is_empty
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                handoff.send(channel.sending_end, b"x", 0)
+    finally:
+        channel.close()
 
 
 def test_channel_keeps_message_boundaries() -> None:

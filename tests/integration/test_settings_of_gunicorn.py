@@ -26,6 +26,7 @@ from harness import (
     ADDRESS,
     APPS,
     COMMANDS,
+    HOST,
     Client,
     Daemon,
     Process,
@@ -366,6 +367,18 @@ def test_preload(tmp_path: Path, patched: bool) -> None:
         server.wait_for_listener(after=mark)
         assert {served_by(address) for address in addresses(30)} == set(server.worker_pids.values())
     assert "Traceback" not in server.log
+
+
+def test_preload_with_default_timeout(tmp_path: Path) -> None:
+    """What a preloaded app has called socket.setdefaulttimeout() for is its own connections: nothing of ours waits."""
+    text = "import socket\nfrom whoami import app\nsocket.setdefaulttimeout(600)\n"
+    args = ("--preload", "--pythonpath", str(APPS))
+    with Server("app:app", workers=2, args=args, cwd=write_app(tmp_path, text)) as server:
+        # The second one is a trusted proxy that has said nothing yet.
+        for address in (ADDRESS, HOST):
+            with connect(server.port, address):
+                for other in addresses(10):
+                    assert get(server.port, "/", other).status == 200
 
 
 def test_reload(tmp_path: Path) -> None:
