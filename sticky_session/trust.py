@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from ipaddress import IPv4Network, IPv6Network, ip_address
 from typing import Any
 
+from sticky_session.address import unpack
 from sticky_session.request import BadRequest
 
 
@@ -37,7 +38,8 @@ class Peers:
         for network in networks:
             if network.num_addresses == 1:
                 host = network.network_address
-                self._hosts.add(str(host))
+                # As the system writes it: Python before 3.13 writes ::ffff:192.0.2.1 in another way.
+                self._hosts.add(unpack(host.packed))
                 if host.version == 4:
                     # On a dual-stack socket IPv4 peers look like ::ffff:192.0.2.1.
                     self._hosts.add(f"::ffff:{host}")

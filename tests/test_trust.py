@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from socket import AF_INET6, inet_ntop, inet_pton
 from typing import Any
 
 import pytest
@@ -29,6 +30,12 @@ def test_trusted(host: str) -> None:
 def test_not_trusted(host: str) -> None:
     """Others are not."""
     assert (host, 1) not in trust().peers
+
+
+@pytest.mark.parametrize("host", ["::ffff:192.0.2.1", "::192.0.2.1", "2001:DB8:0:0::1"])
+def test_spelling(host: str) -> None:
+    """An IPv6 address is trusted however it is written, also one that ends in IPv4's notation."""
+    assert (inet_ntop(AF_INET6, inet_pton(AF_INET6, host)), 1) in trust(host).peers
 
 
 def test_everybody() -> None:
