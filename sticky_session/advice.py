@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from sticky_session.address import pack, unpack
 from sticky_session.config import OFF, Options
 from sticky_session.slots import Claim
 
@@ -34,7 +35,7 @@ class Advice:
 
     def __init__(self, cfg: Any, options: Options, said: Claim, log: Any) -> None:
         self.wanted = cfg.proxy_protocol == "off" and options.client_header != OFF
-        self._allowed = ",".join(cfg.forwarded_allow_ips)
+        self._allowed = list(cfg.forwarded_allow_ips)
         self._secure = bool(cfg.is_ssl)
         self._header = options.client_header
         names = dict.fromkeys((options.client_header, *_USUAL))
@@ -80,13 +81,15 @@ class Advice:
                 return
 
     def _words(self, host: str, name: str, count: int) -> str:
+        # On a dual-stack socket IPv4 peers look like ::ffff:192.0.2.1.
+        host = unpack(pack(host))
         seems = (
             f"{count} of {SAMPLE} requests came from {host} with {name}, which is not trusted: it seems to be a proxy, "
             "and all of its clients share one worker. "
         )
         if self._secure:
             return seems + f"If it is yours, let it send the PROXY protocol: --proxy-protocol --proxy-allow-from {host}"
-        trust = f"If it is yours, trust it: --forwarded-allow-ips {self._allowed},{host}"
+        trust = f"If it is yours, trust it: --forwarded-allow-ips {','.join([*self._allowed, host])}"
         if name == self._header:
             return seems + trust
         return seems + trust + f" and STICKY_SESSION_CLIENT_HEADER={name}"

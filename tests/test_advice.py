@@ -69,6 +69,16 @@ def test_other_header(said: Claim) -> None:
     assert "STICKY_SESSION_CLIENT_HEADER=X-Real-IP" in log.warnings[0]
 
 
+@pytest.mark.parametrize("allowed", ["", "10.0.0.1"])
+def test_flag(said: Claim, allowed: str) -> None:
+    """The flag adds the proxy to those that are trusted, as IPv4 also where it looks like IPv6."""
+    log = Log()
+    advice = advise(said, log, forwarded_allow_ips=allowed)
+    for number in range(SAMPLE):
+        advice.note(f"::ffff:{PROXY}", request(number))
+    assert log.warnings[0].endswith(f"--forwarded-allow-ips {allowed and allowed + ','}{PROXY}")
+
+
 def test_tls(said: Claim) -> None:
     """Over TLS a header is no way out, and the PROXY protocol is."""
     log = Log()
