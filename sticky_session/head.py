@@ -1,7 +1,7 @@
 """The beginning of a request, read without I/O: which client is it for? Pure.
 
-The listener peeks, so each time it sees everything from the beginning again, a little more of it; a worker has a
-whole head before it. Both must come to the same answer, and it depends on nothing but the bytes of the head:
+The listener peeks, so each time it sees everything from the beginning again, a little more of it. A worker, which has
+parsed the whole head (:mod:`.rehoming`), must come to the same answer, so it depends on nothing but the head's bytes:
 
 - Empty lines before the request line are skipped (RFC 9112 section 2.2).
 - Lines end with CRLF or a bare LF; the first empty line ends the head.
@@ -53,31 +53,22 @@ class AddressFinder:
     :param limit: the most bytes that a head may have, empty lines before and after it included
     """
 
-    __slots__ = ("_in_bytes", "_in_text", "header", "limit")
+    __slots__ = ("_values", "header", "limit")
 
     def __init__(self, header: ClientHeader, limit: int) -> None:
         self.header = header
         self.limit = limit
         # From the LF that ends the line before: an anchored pattern would be tried at every byte.
         pattern = rf"\n{re.escape(header.name)}:([^\n]*(?:\n[ \t][^\n]*)*)"
-        self._in_bytes = re.compile(pattern.encode("ascii"), re.IGNORECASE).findall
-        self._in_text = re.compile(pattern, re.IGNORECASE | re.ASCII).findall
+        self._values = re.compile(pattern.encode("ascii"), re.IGNORECASE).findall
 
-    def find(self, head: str) -> str | None:
+    def find(self, data: bytes, start: int, end: int) -> str | None:
         """The client's address that a whole head tells; None if it tells none that can be used.
-
-        :param head: everything from the request line up to the empty line, without it; text in latin-1
-        """
-        values = self._in_text(head)
-        return self.header.address(values) if values else None
-
-    def find_between(self, data: bytes, start: int, end: int) -> str | None:
-        """The same for a head in the midst of other bytes.
 
         :param start: anywhere in the request line
         :param end: where the head ends, the end of its last line left out
         """
-        values = self._in_bytes(data, start, end)
+        values = self._values(data, start, end)
         return self.header.address([str(value, "latin-1") for value in values]) if values else None
 
     def reader(self) -> HeadReader:
@@ -132,7 +123,7 @@ class HeadReader:
         if end < 0:
             self._seen = stop
             return Verdict.MORE
-        return self._finder.find_between(seen, self._line_end, end) or Verdict.PEER
+        return self._finder.find(seen, self._line_end, end) or Verdict.PEER
 
     def _find_line(self, seen: bytes, stop: int) -> Verdict | None:
         """Look for the request line's end; None once it has been seen."""

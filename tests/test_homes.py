@@ -18,7 +18,7 @@ from sticky_session.config import Options
 from sticky_session.forwarded import ClientHeader
 from sticky_session.generation import Seat
 from sticky_session.handoff import Receiver
-from sticky_session.head import AddressFinder
+from sticky_session.head import AddressFinder, Verdict
 from sticky_session.identify import MAX_HEAD_BYTES
 from sticky_session.rehoming import BUFFER_BYTES, MAX_KNOWN, Homes, Replay, host_of, no_room, reader, unserved
 from sticky_session.request import Head, Limits, parse
@@ -266,8 +266,9 @@ def test_worker_and_listener_agree(values: list[str], name: str, hop: str | int)
     try:
         place.table.set_ring(WORKERS)
         text = "GET / HTTP/1.1\r\nHost: test" + "".join(f"\r\n{name}: {value}" for value in values)
-        client = AddressFinder(ClientHeader(name, hop), MAX_HEAD_BYTES).find(text)
-        host = PEER[0] if client is None else client
+        seen = text.encode("latin-1") + b"\r\n\r\n"
+        client = AddressFinder(ClientHeader(name, hop), MAX_HEAD_BYTES).reader().feed(seen)
+        host = PEER[0] if isinstance(client, Verdict) else client
         packed = socket.inet_pton(socket.AF_INET6, host)[:8] + bytes(8) if ":" in host else socket.inet_aton(host)
         for _ in range(2):
             assert place.homes.target(parse(text, LIMITS), PEER) == Ring(WORKERS).slot(packed)
