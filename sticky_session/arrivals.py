@@ -25,6 +25,8 @@ MAX_ARRIVALS = 16384
 LOOK_BURST = 64
 # How many are ended at a time, ten times a second.
 SWEEP_BURST = 500
+# How many go to workers when the listener ends: all of one proxy's go to the same one, which serves others, too.
+MAX_RELEASED = 256
 # Enough for nearly every head at the first try.
 FIRST_PEEK_BYTES = 4096
 # What is wrong with connections is logged at most so often.
@@ -120,8 +122,11 @@ class Arrivals:
             self._refuse(arrival.socket.detach(), 408 if arrival.begun else None)
 
     def release(self) -> None:
-        """Hand all on to their peer's worker, which finds out itself who the client is when the head has arrived."""
-        for descriptor, arrival in list(self._arrivals.items()):
+        """Hand them on to their peer's worker, which finds out itself who the client is when the head has arrived.
+
+        Those beyond :data:`MAX_RELEASED` are still waited for.
+        """
+        for descriptor, arrival in list(islice(self._arrivals.items(), MAX_RELEASED)):
             self._forget(descriptor)
             self._deliver(arrival.socket.detach(), arrival.peer, arrival.bind, Client(None))
 

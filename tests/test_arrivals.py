@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from sticky_session.arrivals import LOG_SECONDS, LOOK_BURST, SWEEP_BURST, Arrivals
+from sticky_session.arrivals import LOG_SECONDS, LOOK_BURST, MAX_RELEASED, SWEEP_BURST, Arrivals
 from sticky_session.forwarded import ClientHeader
 from sticky_session.identify import MAX_HEAD_BYTES, ByHeader, ByProxyProtocol, Client, Identification
 from sticky_session.trust import Peers
@@ -287,6 +287,19 @@ def test_release(by_header: Place) -> None:
         assert not select.select([by_header.arrivals], [], [], 0)[0]
         with by_header.take() as sock:
             assert sock.recv(1000) == HEAD[:30]
+
+
+def test_release_of_many(by_header: Place) -> None:
+    """No more than a worker has room for, and the others are waited for as before."""
+    clients = [by_header.connect(HEAD[:30])[0] for _ in range(MAX_RELEASED + 1)]
+    by_header.arrivals.release()
+    assert len(by_header.delivered) == MAX_RELEASED
+    assert len(by_header.arrivals) == 1
+    clients[-1].sendall(HEAD[30:])
+    by_header.wait()
+    assert by_header.delivered[-1][3] == Client("192.0.2.1")
+    for client in clients:
+        client.close()
 
 
 @pytest.mark.parametrize("size", [1, 10, len(PROXY), 1000])

@@ -13,7 +13,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from signal import SIGHUP, SIGKILL, SIGTERM
+from signal import SIGHUP, SIGKILL, SIGTERM, SIGTTIN
 
 import pytest
 
@@ -336,6 +336,29 @@ def test_hup() -> None:
                 wire.sock.sendall(HEAD[cut:] + BODY)
                 assert wire.answer().status == 200
         assert get(server.port, headers={"X-Forwarded-For": CLIENT}, address=HOST).json()["slot"] == home(CLIENT, 2)
+        assert not server.find(NO_TRACEBACK)
+
+
+def test_many_at_a_change_of_listeners() -> None:
+    """TTIN while more heads are half there than a worker takes connections: it serves others, and them to their end."""
+    with Server(workers=2, args=["--worker-connections", "300"]) as server, contextlib.ExitStack() as stack:
+        before = descriptors(server.listener_pid)
+        slow = [stack.enter_context(proxied(server.port)) for _ in range(600)]
+        for wire in slow:
+            wire.sock.sendall(HEAD[:10])
+        wait_until(lambda: descriptors(server.listener_pid) == before + len(slow), what="all are waited for")
+        mark = server.mark()
+        server.signal(SIGTTIN)
+        server.wait_for_worker(2, after=mark)
+        server.wait_for_listener(after=mark)
+        neighbours = [address for address in addresses(50) if home(address, 2) == home(address, 3) == home(HOST, 2)]
+        assert neighbours
+        for address in neighbours:
+            assert get(server.port, address=address, timeout=5).json()["slot"] == home(HOST, 2)
+        for wire in slow:
+            wire.sock.sendall(HEAD[10:] + BODY)
+            assert wire.answer().json()["slot"] == home(CLIENT, 3)
+            wire.close()
         assert not server.find(NO_TRACEBACK)
 
 
