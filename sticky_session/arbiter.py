@@ -357,6 +357,8 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
         self.LISTENERS = []
         for generation in self._generations:
             generation.sockets.clear()
+            # Before the listener goes: nobody else takes what workers pass on to slots that are newer than they are.
+            generation.table.set_final(True)
         deadline = time.monotonic() + self.cfg.graceful_timeout
         self._listeners.stop(signal.SIGTERM if graceful else signal.SIGQUIT)
         while self._listeners and time.monotonic() < deadline:
@@ -373,8 +375,6 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
         self._upgrade.close()
         if graceful:
             self._spawn_for_the_rest()
-        for generation in self._generations:
-            generation.table.set_final(True)
         # gunicorn takes the timeout from here, and begins to count only now.
         self.cfg.set("graceful_timeout", max(0, math.ceil(deadline - time.monotonic())))
         super().stop(graceful)

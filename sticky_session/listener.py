@@ -367,6 +367,9 @@ class Listener:
             self._arrivals.release()
         self._table.note_closed(os.getpid())
         wake(self._doorbell)
+        if self._table.is_final:
+            # No other listener comes after this one.
+            self._take_back(self._returned)
         deadline = time.monotonic() + FLUSH_SECONDS
         while (self._arrivals or self._outbox) and time.monotonic() < deadline and self._stop == signal.SIGTERM:
             self._table.beat()

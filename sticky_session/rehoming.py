@@ -96,8 +96,8 @@ class Homes:
         return bool(self._table.holder(slot))
 
     def is_forsaken(self, slot: int) -> bool:
-        """Whether nobody may ever read what is sent to the slot: all are about to end."""
-        return self._table.is_final and not self._table.holder(slot)
+        """Whether nobody may ever read what is sent to the slot: all are about to end, the listener first."""
+        return self._table.is_final and (slot >= len(self._channels) or not self._table.holder(slot))
 
     def send(self, slot: int, descriptor: int, bind: int, data: bytes, head: Head) -> bool:
         """Send a connection where it belongs. The caller still owns the descriptor and closes it.

@@ -337,10 +337,14 @@ def test_send_to_a_full_channel(place: Place) -> None:
 def test_forsaken(place: Place) -> None:
     """Only when all end and nobody serves the slot any more."""
     assert not place.homes.is_forsaken(1)
+    assert not place.homes.is_forsaken(WORKERS)
     place.table.set_final(True)
     assert place.homes.is_forsaken(1)
-    place.table.fill(1, 4711)
+    for slot in (1, WORKERS):
+        place.table.fill(slot, 4711)
     assert not place.homes.is_forsaken(1)
+    # The way to a newer slot leads through the listener, which is the first to end.
+    assert place.homes.is_forsaken(WORKERS)
     place.table.vacate(1)
     place.table.set_final(False)
     assert not place.homes.is_forsaken(1)

@@ -81,6 +81,27 @@ def test_way_to_a_new_slot_while_there_is_no_listener() -> None:
             assert upstream.answer().json()["pid"] == added
 
 
+def test_shutdown_with_a_new_slot() -> None:
+    """TERM: what would have gone to a slot that the worker has no channel of is answered all the same."""
+    with Server(workers=WORKERS, args=KEEP) as server, ExitStack() as stack:
+        mark = server.mark()
+        server.signal(SIGTTIN)
+        new = server.wait_for_worker(WORKERS, after=mark)
+        server.wait_for_listener(after=mark)
+        elsewhere = next(client for client in CLIENTS if home(client, 5) == 0)
+        client = next(client for client in CLIENTS if home(client, 5) == WORKERS)
+        upstreams = [stack.enter_context(Upstream(server.port)) for _ in range(10)]
+        for upstream in upstreams:
+            assert upstream.ask(elsewhere).json()["slot"] == 0
+        listener = server.listener_pid
+        # It goes on holding its slot.
+        with stopped(new):
+            server.signal(SIGTERM)
+            wait_until(lambda: not alive(listener), what="the listener has ended")
+            for upstream in upstreams:
+                assert upstream.ask(client).json()["slot"] == 0
+
+
 def test_reload() -> None:
     """SIGHUP: every request is answered, by its slot's worker of the old or the new generation."""
     with Server(workers=WORKERS, args=KEEP) as server:
