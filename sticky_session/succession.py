@@ -179,6 +179,9 @@ class Succession:
                 generation.close()
         if wanted and not self._listeners.still_feed(self.current):
             self._pour_unserved(self.current, self._kept(self.current, wanted))
+        if wanted and not self._listeners:
+            # Another arbiter's accepts, or ours has died, and workers still pass on connections by it.
+            self._pour(self.current, self.current.returns)
 
     def _pour_unserved(self, generation: Generation, first: int) -> None:
         """Give away what waits in the slots from ``first`` on that nobody serves.

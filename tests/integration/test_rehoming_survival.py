@@ -6,7 +6,7 @@ import os
 import socket
 from contextlib import ExitStack
 from pathlib import Path
-from signal import SIGHUP, SIGKILL, SIGSTOP, SIGTERM, SIGTTIN, SIGTTOU
+from signal import SIGHUP, SIGKILL, SIGSTOP, SIGTERM, SIGTTIN, SIGTTOU, SIGUSR2
 
 import pytest
 
@@ -100,6 +100,26 @@ def test_shutdown_with_a_new_slot() -> None:
             wait_until(lambda: not alive(listener), what="the listener has ended")
             for upstream in upstreams:
                 assert upstream.ask(client).json()["slot"] == 0
+
+
+def test_new_slot_while_another_arbiter_accepts() -> None:
+    """After USR2 the old arbiter's connections still find the way to a slot that their worker has no channel of."""
+    with Server(workers=1, args=KEEP) as server, Upstream(server.port) as upstream:
+        mark = server.mark()
+        server.signal(SIGTTIN)
+        server.wait_for_worker(1, after=mark)
+        server.wait_for_listener(after=mark)
+        clients = [next(client for client in CLIENTS if home(client, 2) == slot) for slot in (0, 1)]
+        workers = served(upstream, clients)
+        mark = server.mark()
+        server.signal(SIGUSR2)
+        server.wait_for_listener(after=mark)
+        try:
+            assert served(upstream, clients) == workers
+        finally:
+            mark = server.mark()
+            os.kill(server.arbiter_pid, SIGTERM)
+            server.wait_for_listener(after=mark)
 
 
 def test_reload() -> None:
