@@ -151,12 +151,17 @@ class Server(pywsgi.WSGIServer):  # type: ignore[misc]
         :param drain: whether to take first what is in the channel
         """
         self.draining = True
-        if not drain:
+        if drain:
+            self.drain()
+        else:
             self.close()
-        elif not self.closed and not self.full():
-            self._do_read()
         for connection in list(self.connections):
             connection.retire()
+
+    def drain(self) -> None:
+        """Take from the channel what there are places for, and close when that was all."""
+        if not self.closed and not self.full():
+            self._do_read()
 
     def close(self) -> None:
         """Take no more connections."""

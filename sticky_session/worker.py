@@ -164,6 +164,8 @@ class Worker(GeventWorker):  # type: ignore[misc]
         pool = self.server.pool
         while (len(pool) or not self.server.closed) and time.monotonic() < deadline:
             self.notify()
+            # Nothing tells that the channel is empty; and where nobody is left, join() doesn't even run the event loop.
+            self.server.drain()
             pool.join(timeout=min(interval, 0.1))
         self.server.close()
         if len(pool):

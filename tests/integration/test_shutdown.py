@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import struct
 import time
 from pathlib import Path
 from signal import SIGHUP, SIGINT, SIGKILL, SIGQUIT, SIGTERM
+from socket import SO_LINGER, SOL_SOCKET
 
 import pytest
 
@@ -51,6 +53,43 @@ def test_backlog_and_channels_are_served(door: str) -> None:
         assert {receive(it).json()["slot"] for it in in_backlog} == {0, 1}
         assert_ends(server, 0)
         assert is_refused(server.port)
+
+
+def test_full_worker() -> None:
+    """TERM: what waits in the channel of a worker that is full is served when there is room, and then it ends."""
+    with Server(workers=1, args=("--worker-connections", "1")) as server:
+        slow = send(server.port, "/slow?seconds=1")
+        waiting = [send(server.port) for _ in range(3)]
+        server.signal(SIGTERM)
+        assert [receive(it).status for it in (slow, *waiting)] == [200] * 4
+        assert_ends(server, 0)
+
+
+def test_last_in_the_channel_is_gone() -> None:
+    """TERM: a worker ends when its channel is empty, also if the last client in it has closed its connection."""
+    with Server(workers=1) as server:
+        with stopped(server.worker_pids[0]):
+            waiting = send(server.port)
+            gone = connect(server.port)
+            server.signal(SIGTERM)
+            # The listener hands over what it has before it ends.
+            wait_until(lambda: not alive(server.listener_pid))
+            # Closing with a reset.
+            gone.setsockopt(SOL_SOCKET, SO_LINGER, struct.pack("ii", 1, 0))
+            gone.close()
+        assert receive(waiting).status == 200
+        assert_ends(server, 0)
+
+
+def test_channel_that_is_read_in_one_turn() -> None:
+    """TERM: the same where there were as many as the worker takes at once."""
+    with Server(workers=1) as server:
+        with stopped(server.worker_pids[0]):
+            waiting = [send(server.port) for _ in range(64)]
+            server.signal(SIGTERM)
+            wait_until(lambda: not alive(server.listener_pid))
+        assert [receive(it).status for it in waiting] == [200] * 64
+        assert_ends(server, 0)
 
 
 def test_load_ends_cleanly() -> None:
