@@ -33,7 +33,7 @@ from sticky_session.handler import Handler
 from sticky_session.handoff import Frame
 from sticky_session.headreader import read_head
 from sticky_session.identify import MAX_HEAD_BYTES
-from sticky_session.rehoming import Homes, no_room, reader, unserved
+from sticky_session.rehoming import Homes, no_room, reader, unserved, unwatch
 from sticky_session.request import BadRequest, Head, error_response, parse
 from sticky_session.websocket import SERVICE_RESTART, WebSocket
 
@@ -213,7 +213,10 @@ class Connection:
         if len(raw) > MAX_HEAD_BYTES:
             raise BadRequest(431, f"a head of {len(raw)} bytes; one that is passed on may have {MAX_HEAD_BYTES}")
         # What has been read already goes with it.
-        return homes.send(target, self.socket.fileno(), self.bind, raw + self._arrived(), head)
+        if not homes.send(target, self.socket.fileno(), self.bind, raw + self._arrived(), head):
+            return False
+        unwatch(self.socket.fileno())
+        return True
 
     def _arrived(self) -> bytes:
         """What has been read and not been served yet; if that is nothing, what can be read now without waiting."""

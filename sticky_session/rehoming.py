@@ -7,9 +7,14 @@ no two workers ever read from one socket.
 
 from __future__ import annotations
 
+import contextlib
 import io
+import os
 from collections.abc import Callable
 from typing import Any
+
+import gevent
+from gevent.monkey import get_original
 
 from sticky_session import handoff
 from sticky_session.address import Masks
@@ -24,6 +29,8 @@ MAX_KNOWN = 8192
 MAX_KNOWN_CHARS = 64
 # What is read of a connection at once. Together with the largest head it must fit into a frame.
 BUFFER_BYTES = 8192
+
+_epoll = get_original("select", "epoll")
 
 
 class Homes:
@@ -174,6 +181,23 @@ def unserved(buffered: io.BufferedReader) -> bytes:
     data = buffered.peek()
     raw = buffered.raw
     return data + raw.left if isinstance(raw, Replay) else data
+
+
+def unwatch(descriptor: int) -> None:
+    """Have this process told no more of what arrives on a connection that another one has now. Nobody waits for it.
+
+    libev leaves that to close(2), which doesn't do it while somebody else has the same socket open. It would wake this
+    worker once more for each move, and have libev make its epoll object anew, with all of the worker's connections.
+    """
+    number = gevent.get_hub().loop.fileno()
+    if number is None:
+        # Not epoll.
+        return
+    poll = _epoll.fromfd(os.dup(number))
+    # What was never waited for is not there.
+    with contextlib.suppress(OSError):
+        poll.unregister(descriptor)
+    poll.close()
 
 
 def no_room(_: dict[str, Any], start_response: Callable[..., Any]) -> list[bytes]:

@@ -11,7 +11,7 @@ import pytest
 
 from harness import Server, descriptors, rss, wait_until
 from pending import stopped
-from upstream import CLIENTS, Upstream, clients_at, digest, holders, home, inode_of, request, strangers
+from upstream import CLIENTS, Upstream, clients_at, digest, holders, home, inode_of, request, strangers, watchers
 
 # More than a channel takes: net.core.wmem_default is 212992, and a frame takes some 800 bytes of it.
 MANY = 400
@@ -153,6 +153,16 @@ def test_very_many_moves() -> None:
         after = [rss(pid) for pid in pids]
         assert all(new - old < MEGABYTE for old, new in zip(before, after, strict=True)), (before, after)
         assert "Traceback" not in server.log
+
+
+def test_workers_that_a_connection_has_left(impatient: Server) -> None:
+    """Their epoll objects do not tell them of it any more."""
+    pids = [impatient.worker_pids[slot] for slot in (0, 1)]
+    with Upstream(impatient.port) as upstream:
+        for client in strangers(5, 2):
+            assert upstream.ask(client).json()["slot"] == home(client, 2)
+            inode = inode_of(impatient.port, upstream.sock.getsockname())
+            wait_until(lambda: watchers(inode, pids) == [impatient.worker_pids[home(client, 2)]])  # noqa: B023
 
 
 def test_moves_of_many_connections() -> None:

@@ -111,6 +111,16 @@ def holders(inode: int, pids: Iterable[int]) -> list[int]:
     return found
 
 
+def watchers(inode: int, pids: Iterable[int]) -> list[int]:
+    """The processes that have a socket in an epoll object, proc(5)."""
+    found = []
+    for pid in pids:
+        infos = (path.read_text() for path in Path(f"/proc/{pid}/fdinfo").iterdir())
+        if any(re.search(rf"^tfd:.* ino:{inode:x} ", info, re.MULTILINE) for info in infos):
+            found.append(pid)
+    return found
+
+
 def inode_of(port: int, client: tuple[str, int]) -> int:
     """The inode of the server's socket of a TCP connection over IPv4, proc(5)."""
     host = socket.inet_aton(client[0])[::-1].hex().upper()
