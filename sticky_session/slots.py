@@ -223,7 +223,11 @@ def pour(source: Channel, targets: list[Channel], route: Callable[[handoff.Frame
             target, bind = place
             handoff.send(targets[target].sending_end, frame.encode(bind), frame.descriptor)
         except BlockingIOError:
-            handoff.send(source.sending_end, frame.encode(frame.bind), frame.descriptor)
+            try:
+                handoff.send(source.sending_end, frame.encode(frame.bind), frame.descriptor)
+            except OSError:
+                # Others send to it, too, and have taken the place.
+                lost += 1
             return lost
         except OSError:
             lost += 1

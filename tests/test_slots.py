@@ -307,6 +307,23 @@ def test_pour_into_full_channel() -> None:
     generation.close()
 
 
+def test_pour_while_others_send() -> None:
+    """Both channels are full, and the place of what has been taken out is taken at once: that one is lost, no more."""
+    generation = Generation(None, options(2), 2, [])
+    source, target = generation.channels
+    fill(target)
+    fill(source)
+    before = set(os.listdir("/proc/self/fd"))
+
+    def route(frame: handoff.Frame) -> tuple[int, int]:
+        fill(source)
+        return 0, frame.bind
+
+    assert pour(source, [target], route) == 1
+    assert set(os.listdir("/proc/self/fd")) == before
+    generation.close()
+
+
 def test_is_empty(generation: Generation) -> None:
     """Looking whether a channel is empty takes nothing out of it."""
     channel = generation.channels[0]
