@@ -24,7 +24,7 @@ from sticky_session.request import Head
 from sticky_session.ring import Ring
 from sticky_session.slots import wake
 
-# How many headers' slots are remembered, and of how long ones: a client may write what it likes in front.
+# How many headers' slots are remembered (and peers'), and of how long ones: a client may write what it likes in front.
 MAX_KNOWN = 8192
 MAX_KNOWN_CHARS = 64
 # What is read of a connection at once. Together with the largest head it must fit into a frame.
@@ -55,7 +55,9 @@ class Homes:
         self._routing = (0, 0)
         self._ring: Ring | None = None
         self._failed: frozenset[int] = frozenset()
+        # By what the header says, and by host for proxies, or others here, that say nothing.
         self._known: dict[str, int] = {}
+        self._peers: dict[str, int] = {}
 
     def target(self, head: Head, peer: Any) -> int:
         """The slot that a request belongs to.
@@ -65,12 +67,13 @@ class Homes:
         if self._table.routing != self._routing:
             self._learn()
         said = head.environ.get(self._key, "")
-        slot = self._known.get(said)
+        slot = self._known.get(said) if said else self._peers.get(host_of(peer))
         return self._find(said, head, peer) if slot is None else slot
 
     def _learn(self) -> None:
         self._routing = self._table.routing
         self._known.clear()
+        self._peers.clear()
         workers = self._routing[0]
         if workers:
             self._ring = Ring(workers, self._options.partitions, self._options.seed)
@@ -81,11 +84,12 @@ class Homes:
             # No listener has said yet how many slots there are.
             return self.slot
         client = self._client(said, head)
-        slot = self._ring.slot_without(self._masks.key(client or host_of(peer)), self._failed)
-        if client is not None and len(said) <= MAX_KNOWN_CHARS and '"' not in said:
-            if len(self._known) >= MAX_KNOWN:
-                self._known.clear()
-            self._known[said] = slot
+        host = client or host_of(peer)
+        slot = self._ring.slot_without(self._masks.key(host), self._failed)
+        if not said:
+            _remember(self._peers, host, slot)
+        elif client is not None and len(said) <= MAX_KNOWN_CHARS and '"' not in said:
+            _remember(self._known, said, slot)
         return slot
 
     def _client(self, said: str, head: Head) -> str | None:
@@ -124,6 +128,12 @@ class Homes:
             # After a reload the arbiter gives it to the slot's new worker.
             wake(self._doorbell)
         return True
+
+
+def _remember(known: dict[str, int], what: str, slot: int) -> None:
+    if len(known) >= MAX_KNOWN:
+        known.clear()
+    known[what] = slot
 
 
 def host_of(peer: Any) -> str:

@@ -242,9 +242,30 @@ def test_memory_is_bounded(place: Place) -> None:
         client = f"10.0.{number >> 8}.{number & 255}"
         assert place.homes.target(head_of(client), PEER) == slot_of(client)
         assert place.homes.target(head_of(f"{client}, {'x' * 100}"), PEER) == slot_of(client)
+        assert place.homes.target(head_of(), (client, 1)) == slot_of(client)
     known = place.homes._known
     assert len(known) <= MAX_KNOWN
+    assert len(place.homes._peers) <= MAX_KNOWN
     assert max(map(len, known)) <= 64
+
+
+def test_peers_are_remembered(place: Place) -> None:
+    """One that has said nothing, until addresses move; it is not taken for a header that says the same."""
+    peer = ("192.0.2.1", 1)
+    other = next(
+        client for client in (f"192.0.2.{number}" for number in range(9)) if slot_of(client) != slot_of(peer[0])
+    )
+    for workers in (WORKERS, 5):
+        place.table.set_ring(workers)
+        for _ in range(2):
+            assert place.homes.target(head_of(), peer) == slot_of(peer[0], workers)
+            assert place.homes.target(head_of(""), peer) == slot_of(peer[0], workers)
+    second = Place(client_hop="2")
+    second.table.set_ring(WORKERS)
+    assert second.homes.target(head_of(), peer) == slot_of(peer[0])
+    # There is no second entry, so the peer counts, and that is another one.
+    assert second.homes.target(head_of(peer[0]), (other, 1)) == slot_of(other)
+    second.close()
 
 
 ENTRIES = st.one_of(
