@@ -167,6 +167,8 @@ class Connection:
                 if self._move(self.homes, target, raw, head):
                     return False
                 application = no_room
+                # It is answered like any other: a refused upgrade would end the connection.
+                head.environ.pop("HTTP_UPGRADE", None)
             environ = request_environ(self.server.bases[self.bind], head, self.client, self.trust)
         except BadRequest as error:
             self._refuse(error)

@@ -46,6 +46,11 @@ def test_full_queue() -> None:
                     answer = upstream.answer()
                     assert answer.json()["slot"] == 0
                     assert answer.json()["digest"] == digest(b"after")
+            upgrade = ("Connection: Upgrade", "Upgrade: websocket", "Sec-WebSocket-Version: 13")
+            refused = upstreams[0].ask(there[0], "/", *upgrade, "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==")
+            assert refused.status == 503
+            assert not refused.closes
+            assert upstreams[0].ask(here[0]).json()["slot"] == 0
             # So much is not read only to keep a connection.
             upstreams[4].sock.sendall(request(there[0], "/digest", b"x" * 100_000))
             refused = upstreams[4].answer()
