@@ -127,6 +127,9 @@ class Connection:
         handler = Handler(self)
         served = 0
         self.server.connections.add(self)
+        if not self.server.worker.alive:
+            # It waited in the channel while the others were told.
+            self.retire()
         try:
             while self._serve_one(handler):
                 served += 1

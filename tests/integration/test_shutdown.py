@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import re
 import struct
 import time
 from pathlib import Path
@@ -34,6 +36,13 @@ def assert_ends(server: Server, within: float) -> None:
     assert server.wait() == 0
     assert time.monotonic() - began < within + SLACK_SECONDS
     server.assert_nothing_left()
+
+
+def is_told_to_end(pid: int) -> bool:
+    """Whether SIGTERM waits for a process that is stopped; the listener has handed over everything before. proc(5)."""
+    pending = re.search(r"^ShdPnd:\s*(\w+)$", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)
+    assert pending
+    return bool(int(pending[1], 16) >> SIGTERM - 1 & 1)
 
 
 @pytest.mark.parametrize("door", ["gunicorn", "serve"])
@@ -72,13 +81,22 @@ def test_last_in_the_channel_is_gone() -> None:
             waiting = send(server.port)
             gone = connect(server.port)
             server.signal(SIGTERM)
-            # The listener hands over what it has before it ends.
-            wait_until(lambda: not alive(server.listener_pid))
+            wait_until(lambda: is_told_to_end(server.worker_pids[0]))
             # Closing with a reset.
             gone.setsockopt(SOL_SOCKET, SO_LINGER, struct.pack("ii", 1, 0))
             gone.close()
         assert receive(waiting).status == 200
         assert_ends(server, 0)
+
+
+def test_silent_client_in_the_channel() -> None:
+    """TERM: one that has not sent anything is not waited for any longer than if the worker had it already."""
+    with Server(workers=1) as server, contextlib.closing(connect(server.port, ADDRESS)) as silent:
+        with stopped(server.worker_pids[0]):
+            server.signal(SIGTERM)
+            wait_until(lambda: is_told_to_end(server.worker_pids[0]))
+        assert_ends(server, 2)
+        assert not silent.recv(1)
 
 
 def test_channel_that_is_read_in_one_turn() -> None:
@@ -87,7 +105,7 @@ def test_channel_that_is_read_in_one_turn() -> None:
         with stopped(server.worker_pids[0]):
             waiting = [send(server.port) for _ in range(64)]
             server.signal(SIGTERM)
-            wait_until(lambda: not alive(server.listener_pid))
+            wait_until(lambda: is_told_to_end(server.worker_pids[0]))
         assert [receive(it).status for it in waiting] == [200] * 64
         assert_ends(server, 0)
 
