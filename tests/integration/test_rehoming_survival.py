@@ -102,6 +102,22 @@ def test_shutdown_with_a_new_slot() -> None:
                 assert upstream.ask(client).json()["slot"] == 0
 
 
+def test_shutdown_under_load_with_a_new_slot() -> None:
+    """TERM: what is on its way to a slot that is newer than the worker is answered, too."""
+    with Server(workers=2, args=KEEP) as server:
+        mark = server.mark()
+        server.signal(SIGTTIN)
+        server.wait_for_worker(2, after=mark)
+        server.wait_for_listener(after=mark)
+        with ProxiedLoad(server.port, threads=8) as load:
+            load.wait_for(300)
+            server.signal(SIGTERM)
+            assert server.wait() == 0
+        assert all("ConnectionRefusedError" in failure for failure in load.failures), load.failures
+        # Who is about to end says so with an answer; only a moment is left in which that can't be known.
+        assert load.resent <= 2
+
+
 def test_new_slot_while_another_arbiter_accepts() -> None:
     """After USR2 the old arbiter's connections still find the way to a slot that their worker has no channel of."""
     with Server(workers=1, args=KEEP) as server, Upstream(server.port) as upstream:
