@@ -28,7 +28,7 @@ class Option(ABC):
     @property
     def environment(self) -> str:
         """The environment variable that sets the option."""
-        return "STICKY_SESSION_" + self.flag.removeprefix("--sticky-").replace("-", "_").upper()
+        return "STICKY_SESSION_" + self.flag.removeprefix("--").replace("-", "_").upper()
 
     @property
     def setting(self) -> str:
@@ -145,7 +145,7 @@ OPTIONS: tuple[Option, ...] = (
         unit="partitions",
         help="How many equal parts the ring has; the largest number of workers. "
         "Changing it moves most clients to another worker.",
-        flag="--sticky-partitions",
+        flag="--partitions",
     ),
     Number(
         name="seed",
@@ -156,7 +156,7 @@ OPTIONS: tuple[Option, ...] = (
         unit="32-bit number",
         help="Seed of the hash. Set a secret one if clients must not be able to aim at a worker "
         "by choosing their address.",
-        flag="--sticky-seed",
+        flag="--seed",
     ),
     Number(
         name="ipv4_prefix",
@@ -166,7 +166,7 @@ OPTIONS: tuple[Option, ...] = (
         default=32,
         unit="bits",
         help="How many leading bits of an IPv4 address count: 24 keeps a whole /24 network on one worker.",
-        flag="--sticky-ipv4-prefix",
+        flag="--ipv4-prefix",
     ),
     Number(
         name="ipv6_prefix",
@@ -176,7 +176,7 @@ OPTIONS: tuple[Option, ...] = (
         default=64,
         unit="bits",
         help="How many leading bits of an IPv6 address count: privacy addresses change within the /64.",
-        flag="--sticky-ipv6-prefix",
+        flag="--ipv6-prefix",
     ),
     Number(
         name="queue_size",
@@ -187,7 +187,7 @@ OPTIONS: tuple[Option, ...] = (
         unit="connections",
         help="How many connections may wait in the listener for one busy worker, beside those in its channel; "
         "the next ones get 503.",
-        flag="--sticky-queue-size",
+        flag="--queue-size",
     ),
     Number(
         name="failover_seconds",
@@ -197,7 +197,7 @@ OPTIONS: tuple[Option, ...] = (
         default=5.0,
         unit="seconds",
         help="How long a slot may be without a worker before its clients go to other slots, until it is back.",
-        flag="--sticky-failover",
+        flag="--failover",
     ),
     Number(
         name="head_seconds",
@@ -208,7 +208,7 @@ OPTIONS: tuple[Option, ...] = (
         unit="seconds",
         help="How long a client may take to send a whole request head before it gets 408; "
         "one that sends nothing, or does not finish its TLS handshake, is just closed.",
-        flag="--sticky-head-timeout",
+        flag="--head-timeout",
     ),
     Number(
         name="message_bytes",
@@ -219,7 +219,7 @@ OPTIONS: tuple[Option, ...] = (
         unit="bytes",
         help="The largest WebSocket message taken, larger ones end with close code 1009. "
         "0: the Engine.IO server's max_http_buffer_size, or 1000000 if the app has none.",
-        flag="--sticky-message-bytes",
+        flag="--message-bytes",
     ),
     Choice(
         name="client_header",
@@ -229,7 +229,7 @@ OPTIONS: tuple[Option, ...] = (
         unit="header field",
         help="Where a proxy that forwarded_allow_ips names, or the peer on a Unix socket, says who its client is; "
         "Forwarded is read as in RFC 7239. off: nothing is read, and all its clients share a worker.",
-        flag="--sticky-client-header",
+        flag="--client-header",
     ),
     Choice(
         name="client_hop",
@@ -240,7 +240,7 @@ OPTIONS: tuple[Option, ...] = (
         help="Which of the header's entries is the client: the first, the last, or the Nth from the end, behind "
         "N proxies that each add one. Where a proxy appends to what clients send, the first can be forged; "
         "all that it gives is a choice of worker.",
-        flag="--sticky-client-hop",
+        flag="--client-hop",
     ),
     Number(
         name="bus",
@@ -251,7 +251,7 @@ OPTIONS: tuple[Option, ...] = (
         unit="1 or 0",
         help="Whether what the app's Socket.IO server emits reaches the clients of all workers. "
         "0: there is no bus, and each worker has its own clients only.",
-        flag="--sticky-bus",
+        flag="--bus",
     ),
 )
 

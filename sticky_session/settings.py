@@ -63,7 +63,7 @@ class StickyConfig(Config):  # type: ignore[misc]
         for setting in ours.values():
             setting.add_option(group)
         group.add_argument(
-            "--no-bus", dest="sticky_bus", action="store_const", const=0, help="The same as --sticky-bus 0."
+            "--no-bus", dest="sticky_bus", action="store_const", const=0, help="The same as --bus 0."
         )
         return parser
 

@@ -59,14 +59,14 @@ def test_ring_shares(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_ring_of_one_part_each(capsys: pytest.CaptureFixture[str]) -> None:
     """A ring that can't grow says nothing of growing."""
-    printed = output(capsys, "ring", "--workers", "4", "--sticky-partitions", "4")
+    printed = output(capsys, "ring", "--workers", "4", "--partitions", "4")
     assert printed.count("25.00%") == 4
     assert "->" not in printed
 
 
 def test_ring_options(capsys: pytest.CaptureFixture[str]) -> None:
     """Prefixes, the seed and partitions are those of the server: neighbours of a /24 share a slot."""
-    flags = ("--sticky-ipv4-prefix", "24", "--sticky-ipv6-prefix", "32", "--sticky-seed", "7")
+    flags = ("--ipv4-prefix", "24", "--ipv6-prefix", "32", "--seed", "7")
     addresses = [f"192.0.2.{host}" for host in range(10)] + [f"2001:db8:{subnet}::1" for subnet in range(10)]
     slots = re.findall(r"  slot (\d+)$", output(capsys, "ring", "-w", "50", *flags, *addresses), re.MULTILINE)
     assert len(slots) == 20
@@ -84,7 +84,7 @@ def test_ring_reads_the_environment(capsys: pytest.CaptureFixture[str], monkeypa
     """The variables that a server would read count here, too, and flags are stronger."""
     monkeypatch.setenv("STICKY_SESSION_PARTITIONS", "3")
     assert "33.33%" in output(capsys, "ring", "-w", "3")
-    assert "50.00%" in output(capsys, "ring", "-w", "2", "--sticky-partitions", "2")
+    assert "50.00%" in output(capsys, "ring", "-w", "2", "--partitions", "2")
 
 
 @pytest.mark.parametrize("address", ["nonsense", "192.0.2.256", "192.0.2.7:80", "", "localhost"])
@@ -101,8 +101,8 @@ def test_bad_address(capsys: pytest.CaptureFixture[str], address: str) -> None:
         ((), "-w/--workers"),
         (("-w", "0"), "workers=0: expected 1 to 1024"),
         (("-w", "many"), "invalid int value: 'many'"),
-        (("-w", "4", "--sticky-partitions", "2"), "workers=4: expected 1 to 2"),
-        (("-w", "4", "--sticky-ipv4-prefix", "33"), "--sticky-ipv4-prefix=33: expected a whole number from 0 to 32"),
+        (("-w", "4", "--partitions", "2"), "workers=4: expected 1 to 2"),
+        (("-w", "4", "--ipv4-prefix", "33"), "--ipv4-prefix=33: expected a whole number from 0 to 32"),
         (("-w", "4", "--nonsense"), "unrecognized arguments: --nonsense"),
     ],
 )

@@ -20,17 +20,17 @@ each_number = pytest.mark.parametrize("option", NUMBERS, ids=[option.name for op
 def test_names() -> None:
     """The names that users write down are these."""
     assert [(option.name, option.flag, option.environment) for option in OPTIONS] == [
-        ("partitions", "--sticky-partitions", "STICKY_SESSION_PARTITIONS"),
-        ("seed", "--sticky-seed", "STICKY_SESSION_SEED"),
-        ("ipv4_prefix", "--sticky-ipv4-prefix", "STICKY_SESSION_IPV4_PREFIX"),
-        ("ipv6_prefix", "--sticky-ipv6-prefix", "STICKY_SESSION_IPV6_PREFIX"),
-        ("queue_size", "--sticky-queue-size", "STICKY_SESSION_QUEUE_SIZE"),
-        ("failover_seconds", "--sticky-failover", "STICKY_SESSION_FAILOVER"),
-        ("head_seconds", "--sticky-head-timeout", "STICKY_SESSION_HEAD_TIMEOUT"),
-        ("message_bytes", "--sticky-message-bytes", "STICKY_SESSION_MESSAGE_BYTES"),
-        ("client_header", "--sticky-client-header", "STICKY_SESSION_CLIENT_HEADER"),
-        ("client_hop", "--sticky-client-hop", "STICKY_SESSION_CLIENT_HOP"),
-        ("bus", "--sticky-bus", "STICKY_SESSION_BUS"),
+        ("partitions", "--partitions", "STICKY_SESSION_PARTITIONS"),
+        ("seed", "--seed", "STICKY_SESSION_SEED"),
+        ("ipv4_prefix", "--ipv4-prefix", "STICKY_SESSION_IPV4_PREFIX"),
+        ("ipv6_prefix", "--ipv6-prefix", "STICKY_SESSION_IPV6_PREFIX"),
+        ("queue_size", "--queue-size", "STICKY_SESSION_QUEUE_SIZE"),
+        ("failover_seconds", "--failover", "STICKY_SESSION_FAILOVER"),
+        ("head_seconds", "--head-timeout", "STICKY_SESSION_HEAD_TIMEOUT"),
+        ("message_bytes", "--message-bytes", "STICKY_SESSION_MESSAGE_BYTES"),
+        ("client_header", "--client-header", "STICKY_SESSION_CLIENT_HEADER"),
+        ("client_hop", "--client-hop", "STICKY_SESSION_CLIENT_HOP"),
+        ("bus", "--bus", "STICKY_SESSION_BUS"),
     ]
 
 

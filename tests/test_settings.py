@@ -79,7 +79,7 @@ def test_configuration_file(option: Option) -> None:
 def test_precedence(monkeypatch: pytest.MonkeyPatch) -> None:
     """A flag is stronger than a variable."""
     monkeypatch.setenv("STICKY_SESSION_SEED", "1")
-    assert options_of(parse("--sticky-seed", "2")).seed == 2
+    assert options_of(parse("--seed", "2")).seed == 2
     assert options_of(parse()).seed == 1
 
 
@@ -121,14 +121,14 @@ def test_parser_leaves_settings(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("workers", "partitions"), [(0, 1024), (3, 2), (1025, 1024)])
 def test_check_workers(workers: int, partitions: int) -> None:
     """A number of workers that no ring can have is an OptionError."""
-    cfg = parse("--workers", str(workers), "--sticky-partitions", str(partitions))
+    cfg = parse("--workers", str(workers), "--partitions", str(partitions))
     with pytest.raises(OptionError, match=f"workers={workers}"):
         check_settings(cfg)
 
 
 def test_check_workers_passes() -> None:
     """As many workers as partitions are all right."""
-    check_settings(parse("--workers", "7", "--sticky-partitions", "7"))
+    check_settings(parse("--workers", "7", "--partitions", "7"))
 
 
 TLS = ("--certfile", "cert.pem", "--keyfile", "key.pem")
@@ -139,7 +139,7 @@ TLS = ("--certfile", "cert.pem", "--keyfile", "key.pem")
     [
         ("--forwarded-allow-ips", "192.0.2.1"),
         ("--forwarded-allow-ips", "*"),
-        ("--sticky-client-header", "X-Real-IP"),
+        ("--client-header", "X-Real-IP"),
     ],
 )
 def test_tls_and_header(flags: tuple[str, ...]) -> None:
@@ -155,7 +155,7 @@ def test_tls_and_header(flags: tuple[str, ...]) -> None:
         ("--forwarded-allow-ips", ""),
         ("--forwarded-allow-ips", "127.0.0.1"),
         ("--proxy-protocol", "--forwarded-allow-ips", "192.0.2.1"),
-        ("--sticky-client-header", "off", "--forwarded-allow-ips", "192.0.2.1"),
+        ("--client-header", "off", "--forwarded-allow-ips", "192.0.2.1"),
     ],
 )
 def test_tls_without_header(flags: tuple[str, ...]) -> None:
@@ -168,8 +168,8 @@ def test_tls_without_header(flags: tuple[str, ...]) -> None:
     [
         ((), 0),
         (("--proxy-protocol",), 0),
-        (("--sticky-client-header", "off"), 1),
-        (("--sticky-client-header", "off", "--proxy-protocol"), 0),
+        (("--client-header", "off"), 1),
+        (("--client-header", "off", "--proxy-protocol"), 0),
         (TLS, 1),
     ],
 )

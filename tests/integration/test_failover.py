@@ -43,7 +43,7 @@ def pending(port: int, clients: list[str], body: bytes = b"") -> Iterator[list[P
 
 def test_hanging_worker() -> None:
     """Its clients wait, then get 503 with Retry-After, whole; others don't notice; --timeout replaces it."""
-    args = ("--timeout", "4", "--sticky-queue-size", "10", "--sticky-failover", "7")
+    args = ("--timeout", "4", "--queue-size", "10", "--failover", "7")
     client = clients_of(SICK, 1, workers=WORKERS)[0]
     others = healthy_clients(6)
     with Server(workers=WORKERS, door="serve", args=args) as server:
@@ -97,7 +97,7 @@ def test_slot_that_cannot_boot(trouble: str, tmp_path: Path) -> None:
     sick = tmp_path / f"sick-{SICK}"
     clients = clients_of(SICK, MANY, workers=WORKERS)
     others = healthy_clients(6)
-    args = ("--sticky-failover", "1", "-c", os.fspath(hook(tmp_path, trouble)))
+    args = ("--failover", "1", "-c", os.fspath(hook(tmp_path, trouble)))
     with Server(workers=WORKERS, door="serve", args=args) as server:
         first = dict(server.worker_pids)
         with Load(server.port, others, threads=2) as load:
@@ -127,7 +127,7 @@ def test_slot_that_cannot_boot(trouble: str, tmp_path: Path) -> None:
 
 def test_two_slots_that_cannot_boot(tmp_path: Path) -> None:
     """With two empty slots a client goes to the first of its stand-ins that has a worker; with none it waits."""
-    args = ("--sticky-failover", "1", "-c", os.fspath(hook(tmp_path, "time.sleep(0.05)")))
+    args = ("--failover", "1", "-c", os.fspath(hook(tmp_path, "time.sleep(0.05)")))
     clients = [address for slot in range(WORKERS) for address in clients_of(slot, 8, workers=WORKERS)]
     homes = {address: Ring(WORKERS).slot(socket.inet_aton(address)) for address in clients}
     with Server(workers=WORKERS, door="serve", args=args) as server:
@@ -168,7 +168,7 @@ def test_workers_that_boot_slowly(tmp_path: Path) -> None:
     """While all slots are empty clients wait for their own, however long; the first to be ready gets its own only."""
     for slot in range(WORKERS):
         (tmp_path / f"sick-{slot}").touch()
-    args = ("--sticky-failover", "3", "-c", os.fspath(hook(tmp_path, "time.sleep(0.05)")))
+    args = ("--failover", "3", "-c", os.fspath(hook(tmp_path, "time.sleep(0.05)")))
     with Server(workers=WORKERS, door="serve", args=args, ready=False) as server:
         server.wait_for("Listener ready")
         began = time.monotonic()

@@ -599,7 +599,7 @@ sticky.listen(app, ("127.0.0.1", 0), workers=1, control_socket_disable=True)
         ("app, None", "OptionError: listen(): None: expected a port"),
         ("app, 0, workers=0", "OptionError: workers=0"),
         ("app, 0, workers=3, sticky_partitions=2", "OptionError: workers=3"),
-        ("app, 0, sticky_ipv4_prefix=33", "OptionError: --sticky-ipv4-prefix=33: expected a whole number from 0 to 32"),
+        ("app, 0, sticky_ipv4_prefix=33", "OptionError: --ipv4-prefix=33: expected a whole number from 0 to 32"),
     ],
 )
 def test_wrong_calls(call: str, message: str) -> None:

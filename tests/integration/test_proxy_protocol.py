@@ -285,7 +285,7 @@ def test_tls(door: str, certificate: tuple[Path, Path]) -> None:
 @each_version
 def test_late(header: Header) -> None:
     """A header that isn't whole in time: 408; a connection that has sent nothing is closed."""
-    args = ("--proxy-protocol", "auto", "--sticky-head-timeout", "0.5")
+    args = ("--proxy-protocol", "auto", "--head-timeout", "0.5")
     with (
         Server(workers=1, door="serve", args=args) as server,
         proxied(server.port) as late,

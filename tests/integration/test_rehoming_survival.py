@@ -238,7 +238,7 @@ def trouble(tmp_path: Path) -> Path:
 def test_slot_that_cannot_boot(trouble: Path) -> None:
     """Its clients' requests wait at first, then go to the ring's next slot, and come back."""
     sick = trouble.parent / "sick"
-    args = ("--sticky-failover", "1", "-c", os.fspath(trouble), *KEEP)
+    args = ("--failover", "1", "-c", os.fspath(trouble), *KEEP)
     lost = clients_at(1)
     stand_ins = {client: next(Ring(WORKERS).successors(socket.inet_aton(client))) for client in lost}
     with Server(workers=WORKERS, door="serve", args=args) as server, Upstream(server.port) as upstream:
@@ -351,7 +351,7 @@ def test_stray_in_the_channel_of_a_failed_slot(trouble: Path) -> None:
             "            return 1 if head.target == '/?late' else target(homes, head, peer)\n"
             "        rehoming.Homes.target = late\n"
         )
-    args = ("--sticky-failover", "1", "-c", os.fspath(trouble), *KEEP)
+    args = ("--failover", "1", "-c", os.fspath(trouble), *KEEP)
     lost = clients_at(1)
     with Server(workers=WORKERS, door="serve", args=args) as server, Upstream(server.port) as upstream:
         upstream.ask(clients_at(0)[0])

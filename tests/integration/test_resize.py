@@ -177,7 +177,7 @@ def test_last_slot_dies_with_connections_in_its_channel() -> None:
 
 def test_no_more_workers_than_partitions() -> None:
     """TTIN beyond the number of partitions is refused with one line, and everything goes on."""
-    with Server(workers=2, door="serve", args=["--sticky-partitions", "2"]) as server:
+    with Server(workers=2, door="serve", args=["--partitions", "2"]) as server:
         server.signal(SIGTTIN)
         server.wait_for("workers=3: expected at most 2, the number of partitions")
         take_turn(server, server.pid)

@@ -81,7 +81,7 @@ def test_precedence(tmp_path: Path) -> None:
 
 def test_serves() -> None:
     """It serves with every processor, and our flags take effect: /8 networks are one client."""
-    args = ("--sticky-ipv4-prefix", "8", "--keep-alive", "7")
+    args = ("--ipv4-prefix", "8", "--keep-alive", "7")
     with Server(workers=None, door="serve", args=args) as server:
         assert len(server.worker_pids) == len(os.sched_getaffinity(0))
         assert len(slots(server)) == 1
@@ -143,11 +143,11 @@ def test_check_config() -> None:
 @pytest.mark.parametrize(
     ("arguments", "environment", "message"),
     [
-        (("--sticky-seed", "salt"), {}, "Error: --sticky-seed=salt: expected a whole number from 0 to 4294967295"),
-        (("--sticky-failover", "-1"), {}, "Error: --sticky-failover=-1: expected a number from 0 to 86400 (seconds)"),
+        (("--seed", "salt"), {}, "Error: --seed=salt: expected a whole number from 0 to 4294967295"),
+        (("--failover", "-1"), {}, "Error: --failover=-1: expected a number from 0 to 86400 (seconds)"),
         ((), {"STICKY_SESSION_IPV4_PREFIX": "33"}, "Error: STICKY_SESSION_IPV4_PREFIX=33: expected a whole number"),
         ((), {"STICKY_SESSION_SALT": "1"}, "Error: STICKY_SESSION_SALT: there is no such option; expected one of"),
-        (("--sticky-partitions", "2", "-w", "3"), {}, "workers=3: expected 1 to 2"),
+        (("--partitions", "2", "-w", "3"), {}, "workers=3: expected 1 to 2"),
         (("-w", "0"), {}, "workers=0: expected 1 to 1024"),
     ],
 )
@@ -168,7 +168,7 @@ def test_wrong_configuration_file(tmp_path: Path) -> None:
 
 def test_unknown_flag() -> None:
     """An unknown flag is an error with the usage."""
-    assert "unrecognized arguments: --sticky-nonsense" in run("--sticky-nonsense", "whoami:app", status=2)
+    assert "unrecognized arguments: --nonsense" in run("--nonsense", "whoami:app", status=2)
 
 
 def test_no_app() -> None:

@@ -47,7 +47,7 @@ def server() -> Iterator[Server]:
 @pytest.fixture(scope="module")
 def impatient() -> Iterator[Server]:
     """One worker that lets clients take half a second for a head."""
-    with Server(workers=1, door="serve", args=["--sticky-head-timeout", "0.5"]) as server:
+    with Server(workers=1, door="serve", args=["--head-timeout", "0.5"]) as server:
         yield server
 
 

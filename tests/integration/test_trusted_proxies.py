@@ -18,8 +18,8 @@ UNTRUSTED = "127.0.0.4"
 NETWORK = "127.9.0.0/16"
 ACCESS_LOG = '%(h)s "%(r)s" %({x-forwarded-for}i)s'
 TLS_COMPLAINT = r"certfile with a client header of trusted proxies: .* End TLS in the proxy, .*PROXY protocol"
-OFF = ("--sticky-client-header", "off")
-REAL_IP = ("--sticky-client-header", "X-Real-IP")
+OFF = ("--client-header", "off")
+REAL_IP = ("--client-header", "X-Real-IP")
 UNIX_COMPLAINT = "the peers of a Unix socket have no addresses, so all connections go to one worker"
 
 
@@ -181,7 +181,7 @@ def test_header_and_hop(door: str, name: str, hop: str, field: str, client: str)
     """The header and the entry are chosen with variables and flags; with * everybody is trusted."""
     env, args = {"STICKY_SESSION_CLIENT_HEADER": name, "STICKY_SESSION_CLIENT_HOP": hop}, []
     if door == "serve":
-        env, args = {}, ["--sticky-client-header", name, "--sticky-client-hop", hop]
+        env, args = {}, ["--client-header", name, "--client-hop", hop]
     with Server(workers=WORKERS, door=door, env=env, args=[*args, "--forwarded-allow-ips", "*"]) as server:
         for peer in [HOST, *addresses(6)]:
             with proxied(server.port, peer) as proxy:
