@@ -381,6 +381,12 @@ class Bus:
                 if pid and pid != self._pid:
                     self._send_to(slot, pid, message)
 
+    def is_sending(self) -> bool:
+        """Whether anything is queued for workers that are still there."""
+        for slot, outbox in enumerate(self._outboxes):
+            outbox.address(self._table.holder(slot))
+        return any(self._outboxes)
+
     def _outbox(self, slot: int) -> _Outbox:
         while slot >= len(self._outboxes):
             self._outboxes.append(_Outbox())

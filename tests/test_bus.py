@@ -247,6 +247,17 @@ def test_queue_is_given_up_when_the_slot_is_vacated(generation: Generation, work
     successor.stop()
 
 
+def test_who_leaves_can_wait_for_its_queue(generation: Generation, workers: list[Worker]) -> None:
+    """A worker knows whether somebody who is still there has not been sent everything."""
+    assert not workers[0].bus.is_sending()
+    workers[0].send(*numbered(5000))
+    assert workers[0].bus.is_sending()
+    workers[1].bus.start()
+    generation.table.vacate(2)
+    wait_for(lambda: not workers[0].bus.is_sending(), "the queue is empty")
+    assert workers[1].wait_for(5000) == numbered(5000)
+
+
 def test_order_of_what_had_to_wait(workers: list[Worker]) -> None:
     """What didn't fit into the channel at once comes after it, in order, and what is sent meanwhile after that."""
     payloads = numbered(5000, 200)
