@@ -11,7 +11,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from sticky_session.cluster import ClusterManager
     from sticky_session.config import Options
-    from sticky_session.errors import ClusterError, ListenError, OptionError, PlatformError, StickySessionError
+    from sticky_session.errors import (
+        ClusterError,
+        ListenError,
+        OptionError,
+        PlatformError,
+        StickySessionError,
+        UnconfirmedError,
+    )
     from sticky_session.launcher import close, listen, wait, worker_id
     from sticky_session.ring import Ring
     from sticky_session.worker import Worker
@@ -27,6 +34,7 @@ __all__ = [
     "PlatformError",
     "Ring",
     "StickySessionError",
+    "UnconfirmedError",
     "Worker",
     "__version__",
     "close",
@@ -44,6 +52,7 @@ _HOMES = {
     "PlatformError": "errors",
     "Ring": "ring",
     "StickySessionError": "errors",
+    "UnconfirmedError": "errors",
     "Worker": "worker",
     "close": "launcher",
     "listen": "launcher",

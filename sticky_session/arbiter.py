@@ -34,7 +34,7 @@ from gunicorn.arbiter import Arbiter
 from gunicorn.errors import HaltServer
 from gunicorn.pidfile import Pidfile
 
-from sticky_session import boot, sockets
+from sticky_session import boot, bussocket, sockets
 from sticky_session.children import fork, is_lost, original_fork
 from sticky_session.errors import OptionError, StickySessionError
 from sticky_session.generation import Generation, Seat
@@ -104,7 +104,10 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
         self._listeners = Listeners(self.log, self._be_listener)
         # The workers whose end has not been noted yet.
         self._workers: dict[int, Worker] = {}
-        first = self._new_generation(self.LISTENERS)
+        inherited = bussocket.inherit(os.environ)
+        bus_socket = bussocket.listen(options_of(self.cfg), self.cfg, inherited)
+        sockets.close([it for it in inherited if it not in bus_socket], unlink=False)
+        first = self._new_generation([*self.LISTENERS, *bus_socket])
         self._generations = Succession(first, self._workers, self._listeners, self.log)
         self._has_served = False
         self._stopping = False
@@ -141,7 +144,7 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
             gevent.get_hub().loop.reset_sigchld()
 
     def _new_generation(self, listening: list[Any]) -> Generation:
-        generation = Generation(copy.copy(self.app), options_of(self.cfg), self.num_workers, list(listening))
+        generation = Generation(copy.copy(self.app), options_of(self.cfg), self.num_workers, listening)
         for warning in warnings(self.cfg, generation.binds):
             self.log.warning("%s", warning)
         return generation
@@ -237,12 +240,13 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
         former = self._generations.newest
         former.surroundings, former.wanted = Surroundings.now(), self.num_workers
         self._unset_environment()
-        before, listening = self._generations.sockets(), self.LISTENERS
+        before, listening = self._generations.sockets(), list[Any]()
         try:
             self.app.reload()
             self._check_reload()
-            if self.app.cfg.address != former.cfg.address:
-                listening = sockets.listen_on(self.app.cfg, self.log, before)
+            changed = self.app.cfg.address != former.cfg.address
+            listening += sockets.listen_on(self.app.cfg, self.log, before) if changed else self.LISTENERS
+            listening += bussocket.listen(options_of(self.app.cfg), self.app.cfg, before)
             self.setup(self.app)
             self._rewrite_pidfile()
             generation = self._new_generation(listening)
@@ -256,9 +260,9 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
         self.log.reopen_files()
         with self._closing_unused_sockets():
             self._generations.abandon()
-            if self.LISTENERS is not listening:
-                self.LISTENERS = listening
-                self.log.info("Listening at: %s", ",".join(map(str, listening)))
+            if changed:
+                self.LISTENERS = generation.gunicorns_sockets()
+                self.log.info("Listening at: %s", ",".join(map(str, self.LISTENERS)))
             self._generations.begin(generation)
         self.cfg.on_reload(self)
         util._setproctitle(f"master [{self.proc_name}]")
@@ -324,7 +328,7 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
         """The next generation can't boot: go on with the current one and its configuration."""
         with self._closing_unused_sockets():
             self._generations.abandon()
-            self.LISTENERS = list(self._generations.current.sockets)
+            self.LISTENERS = self._generations.current.gunicorns_sockets()
         resting = self.num_workers == 0
         current = self._generations.current
         self._return_to(current)
@@ -414,9 +418,10 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
             return
         for listening in self._generations.sockets():
             # During a reload there may be others, which the new arbiter would hold open and know nothing of.
-            listening.set_inheritable(listening in self.LISTENERS)
+            os.set_inheritable(listening.fileno(), listening in self.LISTENERS)
+        bus_socket, environ = self._generations.newest.bus_socket, self.cfg.env_orig
         try:
-            with self._upgrade.offer(self.cfg.env_orig), original_fork():
+            with self._upgrade.offer(environ), bussocket.offer(bus_socket, environ), original_fork():
                 super().reexec()
         except Exception:
             self.log.exception("The new arbiter can't be started")

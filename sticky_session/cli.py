@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import shlex
 import sys
@@ -12,7 +13,7 @@ from ipaddress import ip_address
 from sticky_session import __version__, proxyconfig
 from sticky_session.address import Masks
 from sticky_session.config import OPTIONS, Option, Options
-from sticky_session.errors import OptionError, StickySessionError
+from sticky_session.errors import ClusterError, OptionError, StickySessionError, UnconfirmedError
 from sticky_session.ring import Ring
 
 _USAGE = """\
@@ -23,6 +24,8 @@ commands:
   ring        show which slot an address maps to, and how even the ring is
   proxy-config PROXY
               print a configuration of nginx, haproxy, ... that puts it before us
+  emit EVENT [JSON]
+              emit to the clients of a server that has a bus socket
 
 sticky-session COMMAND --help tells more; sticky-session --version.
 """
@@ -42,9 +45,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         show_ring(arguments[1:])
     elif command == "proxy-config":
         show_proxy_config(arguments[1:])
+    elif command == "emit":
+        emit(arguments[1:])
     else:
         sys.exit(
-            f"sticky-session: there is no command {command!r}; expected serve, ring or proxy-config. "
+            f"sticky-session: there is no command {command!r}; expected serve, ring, proxy-config or emit. "
             "See sticky-session --help"
         )
 
@@ -103,6 +108,48 @@ def show_ring(arguments: Sequence[str]) -> None:
             f"\n{ring.workers} -> {grown.workers} workers: {moved / ring.partitions:.2%} of the keys move, "
             f"all of them to slot {ring.workers}"
         )
+
+
+def emit(arguments: Sequence[str]) -> None:
+    """``sticky-session emit``: for shell scripts.
+
+    Ends with status 2 if nothing has been sent, and 1 if nobody can tell.
+    """
+    parser = argparse.ArgumentParser(
+        prog="sticky-session emit",
+        description="Emit to the clients of all workers of a server on this machine that was started with "
+        "--bus-socket. Ends with status 0 when it is on its way to every worker, 2 if it is not and will not be, and 1 "
+        "if a worker took it and was killed before it said so.",
+    )
+    parser.add_argument("event", metavar="EVENT", help="the event's name")
+    parser.add_argument("data", metavar="JSON", nargs="?", help="its data; - reads them from standard input [none]")
+    parser.add_argument("--room", metavar="R", help="only to this room, or to the client with this session id")
+    parser.add_argument("--namespace", metavar="N", default="/", help="the namespace [/]")
+    parser.add_argument("--channel", metavar="NAME", help="the server's channel, if it has not the usual one")
+    parser.add_argument("--path", help="the bus socket's path [STICKY_SESSION_BUS_SOCKET]")
+    given = parser.parse_args(arguments)
+    origin = "standard input" if given.data == "-" else given.data
+    try:
+        text = sys.stdin.read() if given.data == "-" else given.data
+        data = None if text is None else json.loads(text, parse_constant=_refuse)
+    except (ValueError, RecursionError) as error:
+        parser.exit(2, f"{parser.prog}: {origin:.100}: expected JSON: {error}\n")
+    # Only now: what is wrong with the arguments is said at once.
+    from sticky_session.cluster import DEFAULT_CHANNEL, ClusterManager, default_path
+
+    if given.path is None and default_path() is None:
+        parser.exit(2, f"{parser.prog}: expected the server's bus socket, --path or STICKY_SESSION_BUS_SOCKET\n")
+    try:
+        manager = ClusterManager(given.channel or DEFAULT_CHANNEL, write_only=True, path=given.path)
+        manager.emit(given.event, data, namespace=given.namespace, room=given.room)
+    except UnconfirmedError as error:
+        parser.exit(1, f"{parser.prog}: {error}\n")
+    except ClusterError as error:
+        parser.exit(2, f"{parser.prog}: {error}\n")
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is not in JSON")
 
 
 def show_proxy_config(arguments: Sequence[str]) -> None:

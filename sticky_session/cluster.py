@@ -4,7 +4,8 @@ python-socketio's ``PubSubManager`` does what there is to do (rooms, acknowledge
 over anything that has ``_publish`` and ``_listen``. A message is JSON, as its ``RedisManager`` writes it.
 
 A manager is made when the app is loaded, which may be before the fork or in no worker at all. It *joins* when the
-worker has its bus; one that has not joined acts as python-socketio's manager for a single process.
+worker has its bus; one that has not joined acts as python-socketio's manager for a single process. One that only writes
+may also reach the bus from outside, see :mod:`.outside`.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import base64
 import gc
 import inspect
 import json
+import os
 import uuid
 import zlib
 from collections.abc import Iterator
@@ -23,10 +25,14 @@ import socketio
 from socketio.packet import Packet
 
 from sticky_session.bus import Bus, Inbox, current_bus
+from sticky_session.config import OFF, OPTIONS
 from sticky_session.errors import ClusterError
+from sticky_session.outside import Sender
 
 # python-socketio's own name for it.
 DEFAULT_CHANNEL = "socketio"
+
+_BUS_SOCKET = next(option for option in OPTIONS if option.name == "bus_socket")
 
 # All managers of this process, for those that were made before the bus.
 _managers: WeakSet[ClusterManager] = WeakSet()
@@ -42,17 +48,36 @@ class ClusterManager(socketio.PubSubManager):  # type: ignore[misc]
     In a process that is no worker (``python app.py``, pytest) there are no others to reach, and it is python-socketio's
     manager for a single process.
 
+    A process that is no worker, on the same machine, emits with one that belongs to no server::
+
+        ClusterManager(write_only=True, path="/run/app/bus.sock").emit("news", {"text": "hello"})
+
     :param channel: servers hear each other if their channels have the same name
     :param write_only: True for one that belongs to no server and only emits
+    :param path: the bus socket's (``STICKY_SESSION_BUS_SOCKET``, which is also the default), for one that only writes
     :param options: more of ``PubSubManager``'s: ``logger``, ``json``
+    :raises ValueError: there is a path for one that is to be a server's
     """
 
     name = "sticky-session"
 
-    def __init__(self, channel: str = DEFAULT_CHANNEL, write_only: bool = False, **options: Any) -> None:
+    def __init__(
+        self,
+        channel: str = DEFAULT_CHANNEL,
+        write_only: bool = False,
+        path: str | os.PathLike[str] | None = None,
+        **options: Any,
+    ) -> None:
+        if path is not None and not write_only:
+            raise ValueError(f"ClusterManager(path={path!r}): expected write_only=True; a server's needs no path")
         super().__init__(channel=channel, write_only=write_only, **options)
         self._bus: Bus | None = None
         self._inbox: Inbox | None = None
+        self._has_said_so = False
+        given = path or (default_path() if write_only else None)
+        self._sender = None if given is None else Sender(os.fspath(given))
+        if path is not None:
+            return
         _managers.add(self)
         bus = current_bus()
         if bus is not None:
@@ -82,48 +107,53 @@ class ClusterManager(socketio.PubSubManager):  # type: ignore[misc]
     def initialize(self) -> None:
         """Before the first client: nothing is left to do."""
 
+    @property
+    def _is_alone(self) -> bool:
+        """Whether there are no others to reach."""
+        return self._bus is None and not self.write_only
+
     # --- as in a single process, while there is no bus
 
     def emit(self, event: str, data: Any, namespace: str | None = None, *args: Any, **kwargs: Any) -> None:
         """Emit to a client, a room, or all, of this worker and the others; as ``socketio.Server.emit``."""
-        if self._bus is None:
+        if self._is_alone:
             kwargs["ignore_queue"] = True
         super().emit(event, data, namespace or "/", *args, **kwargs)
 
     def can_disconnect(self, sid: str, namespace: str) -> Any:
         """Whether the client is this worker's; if it is not, the others are asked to disconnect it."""
-        if self._bus is None:
+        if self._is_alone:
             return socketio.Manager.can_disconnect(self, sid, namespace)
         return super().can_disconnect(sid, namespace)
 
     def disconnect(self, sid: str, namespace: str | None = None, **kwargs: Any) -> Any:
         """Note that a client is gone; see :meth:`can_disconnect`."""
-        if self._bus is None:
+        if self._is_alone:
             kwargs["ignore_queue"] = True
         return super().disconnect(sid, namespace=namespace or "/", **kwargs)
 
     def enter_room(self, sid: str, namespace: str, room: Any, eio_sid: str | None = None) -> Any:
         """Put any worker's client into a room."""
-        if self._bus is None:
+        if self._is_alone:
             return socketio.Manager.enter_room(self, sid, namespace, room, eio_sid=eio_sid)
         return super().enter_room(sid, namespace, room, eio_sid=eio_sid)
 
     def leave_room(self, sid: str, namespace: str, room: Any) -> Any:
         """Take any worker's client out of a room."""
-        if self._bus is None:
+        if self._is_alone:
             return socketio.Manager.leave_room(self, sid, namespace, room)
         return super().leave_room(sid, namespace, room)
 
     def close_room(self, room: Any, namespace: str | None = None) -> Any:
         """Take all clients out of a room, on all workers."""
-        if self._bus is None:
+        if self._is_alone:
             return socketio.Manager.close_room(self, room, namespace or "/")
         return super().close_room(room, namespace)
 
     # --- over the bus
 
     def _publish(self, data: dict[str, Any]) -> None:
-        if self._bus is None:
+        if self._is_alone:
             return
         if data["method"] == "callback":
             data = _with_text_only(data)
@@ -135,11 +165,25 @@ class ClusterManager(socketio.PubSubManager):  # type: ignore[misc]
                 "Data and the names of rooms must be what JSON has, or bytes; STICKY_SESSION_BUS=0 keeps "
                 "everything in this worker"
             ) from None
-        self._bus.publish(self.channel, payload, self._inbox)
+        if self._bus is not None:
+            self._bus.publish(self.channel, payload, self._inbox)
+        elif self._sender is not None:
+            self._sender.send(self.channel, payload)
+        elif not self._has_said_so:
+            self._has_said_so = True
+            self._get_logger().warning(
+                "This process is no worker: to reach clients it needs the path of the server's bus socket, "
+                "ClusterManager(write_only=True, path=...) or %s",
+                _BUS_SOCKET.environment,
+            )
 
     def _listen(self) -> Iterator[bytes]:
         assert self._inbox is not None
         return iter(self._inbox)
+
+    def _handle_disconnect(self, message: dict[str, Any]) -> None:
+        if self.server is not None:
+            super()._handle_disconnect(message)
 
     def _handle_callback(self, message: dict[str, Any]) -> None:
         if message.pop("binary", False):
@@ -151,6 +195,12 @@ class ClusterManager(socketio.PubSubManager):  # type: ignore[misc]
     def _json(self) -> Any:
         # python-socketio before 5.16.1 has no choice of it.
         return getattr(self, "json", json)
+
+
+def default_path() -> str | None:
+    """The bus socket's path that the environment names, as it does for the server."""
+    path = os.environ.get(_BUS_SOCKET.environment, OFF)
+    return None if path == OFF else path
 
 
 def _with_text_only(callback: dict[str, Any]) -> dict[str, Any]:

@@ -6,6 +6,8 @@ the docs are all made from :data:`OPTIONS`.
 
 from __future__ import annotations
 
+import os
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
@@ -96,10 +98,12 @@ class Number(Option):
 class Choice(Option):
     """An option whose values are words.
 
+    :ivar noun: what the value is, in one word
     :ivar expected: what values there are, in words
     :ivar check: returns the value in its one spelling, or raises ValueError
     """
 
+    noun: str
     expected: str
     check: Callable[[str], str]
     default: str
@@ -107,7 +111,7 @@ class Choice(Option):
     @property
     def meta(self) -> str:
         """What the value is."""
-        return self.name.rpartition("_")[2].upper()
+        return self.noun
 
     @property
     def values(self) -> str:
@@ -132,8 +136,25 @@ def _hop(text: str) -> str:
     return str(parse_hop(text.lower()))
 
 
-# The client_header that is none.
+def _path(text: str) -> str:
+    if text.lower() == OFF:
+        return OFF
+    # As seen from everywhere: who sends has another working directory.
+    if not text.startswith("/") or not 1 < len(os.fsencode(text)) <= MAX_SOCKET_PATH_BYTES:
+        raise ValueError
+    return os.path.normpath(text)
+
+
+def _mode(text: str) -> str:
+    if not re.fullmatch("[0-7]{3}", text):
+        raise ValueError
+    return text
+
+
+# The client_header, or bus_socket, that is none.
 OFF = "off"
+# sockaddr_un's sun_path without its last null byte (unix(7)).
+MAX_SOCKET_PATH_BYTES = 107
 
 OPTIONS: tuple[Option, ...] = (
     Number(
@@ -223,6 +244,7 @@ OPTIONS: tuple[Option, ...] = (
     ),
     Choice(
         name="client_header",
+        noun="HEADER",
         expected="the name of a header field without underscores, or off",
         check=_header_name,
         default="X-Forwarded-For",
@@ -233,6 +255,7 @@ OPTIONS: tuple[Option, ...] = (
     ),
     Choice(
         name="client_hop",
+        noun="HOP",
         expected="first, last, or a whole number from 1 to 32",
         check=_hop,
         default="first",
@@ -253,6 +276,27 @@ OPTIONS: tuple[Option, ...] = (
         "0: there is no bus, and each worker has its own clients only.",
         flag="--bus",
     ),
+    Choice(
+        name="bus_socket",
+        noun="PATH",
+        expected="an absolute path of at most 107 bytes, or off",
+        check=_path,
+        default=OFF,
+        unit="Unix socket",
+        help="Where other processes of this machine may emit to the clients of all workers "
+        "(sticky-session emit, ClusterManager(write_only=True)). off: nobody but the workers may.",
+        flag="--bus-socket",
+    ),
+    Choice(
+        name="bus_socket_mode",
+        noun="MODE",
+        expected="three octal digits",
+        check=_mode,
+        default="600",
+        unit="permissions",
+        help="Who may use the bus socket, as in chmod: 600 is this user alone, 660 the group, too.",
+        flag="--bus-socket-mode",
+    ),
 )
 
 
@@ -271,6 +315,8 @@ class Options:
     client_header: str
     client_hop: str
     bus: int
+    bus_socket: str
+    bus_socket_mode: str
 
     def header(self) -> ClientHeader:
         """The header that tells the client, and which of its entries does."""

@@ -5,6 +5,7 @@
      ├── PlatformError   this operating system or library lacks something we need
      ├── ListenError     listen(), wait() or close() was called where it can't work
      └── ClusterError    a message can't be sent to the other workers
+          └── UnconfirmedError    nobody can tell whether it has been
 
 Every message says what was given, what was expected and what to do.
 """
@@ -31,3 +32,7 @@ class ListenError(StickySessionError):
 
 class ClusterError(StickySessionError):
     """A message can't be sent to the other workers."""
+
+
+class UnconfirmedError(ClusterError):
+    """A message was handed in from outside, and the worker that took it is gone: it may have been sent, or not."""

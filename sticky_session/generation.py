@@ -9,8 +9,9 @@ import _socket
 import contextlib
 import os
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
+from sticky_session.bussocket import BusSocket
 from sticky_session.config import Options
 from sticky_session.slots import Channel, Table, wake
 from sticky_session.surroundings import Surroundings
@@ -18,6 +19,17 @@ from sticky_session.surroundings import Surroundings
 # How much each slot's bus holds; the kernel doubles it for its own overhead (socket(7), SO_SNDBUF). The default of
 # wmem_max on most machines allows no more.
 BUS_ROOM_BYTES = 212_992
+
+
+class Bind(NamedTuple):
+    """What a connection was accepted on.
+
+    :ivar for_bus: whether it is the bus socket, whose connections carry no requests
+    """
+
+    family: int
+    address: Any
+    for_bus: bool
 
 
 @dataclass(eq=False)
@@ -28,8 +40,9 @@ class Generation:
 
     :ivar app: gunicorn's application object, a copy of the one that reloads change; its ``cfg`` is the configuration
     :ivar ring_size: how many slots the listener's ring has; the channels may be more while the ring grows or shrinks
-    :ivar sockets: the listening sockets (gunicorn's objects), by the frame's index; generations may share them
-    :ivar binds: family and address of each
+    :ivar sockets: the listening sockets (gunicorn's objects, and the bus socket), by the frame's index; generations may
+        share them
+    :ivar binds: what they are bound to
     :ivar buses: what the workers tell each other travels on these, see :mod:`.bus`; none if the option is off
     :ivar failures: slot -> how many times in a row its worker failed to boot
     :ivar retry_at: slot -> when another worker may be started for it after that, by CLOCK_MONOTONIC
@@ -49,7 +62,7 @@ class Generation:
     wanted: int = 0
 
     def __post_init__(self) -> None:
-        self.binds = [(listening.FAMILY, listening.getsockname()) for listening in self.sockets]
+        self.binds = [Bind(it.FAMILY, it.getsockname(), isinstance(it, BusSocket)) for it in self.sockets]
         with contextlib.ExitStack() as made:
             self.table = Table(self.capacity)
             made.callback(self.table.close)
@@ -65,6 +78,15 @@ class Generation:
     def cfg(self) -> Any:
         """gunicorn's configuration."""
         return self.app.cfg
+
+    @property
+    def bus_socket(self) -> BusSocket | None:
+        """The listening socket for messages from outside, if there is one."""
+        return next((it for it in self.sockets if isinstance(it, BusSocket)), None)
+
+    def gunicorns_sockets(self) -> list[Any]:
+        """The listening sockets for requests."""
+        return [it for it in self.sockets if not isinstance(it, BusSocket)]
 
     @property
     def capacity(self) -> int:

@@ -19,7 +19,6 @@ import os
 import select
 import signal
 import socket
-import stat
 import sys
 import threading
 import traceback
@@ -313,37 +312,17 @@ def _bind(address: int | str | tuple[str, int], cfg: Any) -> socket.socket:
     listening: socket.socket = make_socket(family, socket.SOCK_STREAM)
     try:
         if family == socket.AF_UNIX:
-            _remove_stale(str(place))
+            sockets.bind_unix(listening, str(place), cfg, cfg.umask)
+            return listening
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if cfg.reuse_port:
             listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        umask = os.umask(cfg.umask)
-        try:
-            listening.bind(place)
-        finally:
-            os.umask(umask)
-        if family == socket.AF_UNIX:
-            os.chown(str(place), cfg.uid, cfg.gid)
+        listening.bind(place)
         listening.listen(cfg.backlog)
     except OSError as error:
         listening.close()
         raise OSError(error.errno, f"{error.strerror}: {place!r}; choose another or stop who has it") from None
     return listening
-
-
-def _remove_stale(path: str) -> None:
-    """Remove a Unix socket that nobody listens on any more; what else is there is left, and bind() will say so."""
-    make_socket = monkey.get_original("socket", "socket")
-    with make_socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        # One that is listened on, but whose backlog is full, would make it wait.
-        probe.setblocking(False)
-        try:
-            if stat.S_ISSOCK(os.stat(path).st_mode):
-                probe.connect(path)
-        except ConnectionRefusedError:
-            os.unlink(path)
-        except OSError:
-            return
 
 
 def _fork_arbiter(application: ScriptApplication, listening: socket.socket) -> int | _Departure:

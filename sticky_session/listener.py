@@ -26,6 +26,7 @@ import resource
 import signal
 import sys
 import time
+from collections.abc import Container
 from typing import Any
 
 from gevent.monkey import get_original
@@ -134,6 +135,7 @@ class Listener:
             raw = _socket.socket(fileno=os.dup(sock.fileno()))
             raw.setblocking(False)
             self._listening[raw.fileno()] = (raw, index)
+        self._binds = generation.binds
         # The frames of connections that nothing is to be said about.
         self._plain = [handoff.encode(index) for index in range(len(generation.sockets))]
         self._identification = identification(generation.cfg, options)
@@ -252,7 +254,8 @@ class Listener:
         """Accept and hand off until there is nothing left or ``limit`` is reached."""
         accept = sock._accept
         message = self._plain[bind]
-        proxies = self._identification.peers
+        for_bus = self._binds[bind].for_bus
+        proxies: Container[Any] = () if for_bus else self._identification.peers
         key = self._masks.key
         slot_of = self._ring.slot
         failed = self._failover.failed
@@ -276,8 +279,9 @@ class Listener:
             if peer in proxies:
                 self._arrivals.add(descriptor, peer, bind)
                 continue
-            # IP peers are tuples; Unix-socket peers have no address that could tell them apart.
-            affinity = key(peer[0]) if isinstance(peer, tuple) else b""
+            # IP peers are tuples; Unix-socket peers have no address that could tell them apart, and those of the bus
+            # socket need no worker of their own: if one of them is stuck, the next attempt comes to another.
+            affinity = key(peer[0]) if isinstance(peer, tuple) else os.urandom(4) if for_bus else b""
             slot = slot_of(affinity)
             if slot in failed:
                 slot = self._ring.slot_without(affinity, failed)

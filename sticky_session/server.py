@@ -22,6 +22,7 @@ from sticky_session.connection import FOREVER, Connection
 from sticky_session.environ import bind_environ
 from sticky_session.hooks import custom_hook
 from sticky_session.identify import ByHeader, identification
+from sticky_session.outside import Visit
 from sticky_session.rehoming import Homes
 from sticky_session.request import BadRequest, Limits
 from sticky_session.trust import Trust
@@ -42,6 +43,7 @@ class Server(pywsgi.WSGIServer):  # type: ignore[misc]
         self.secure = bool(cfg.is_ssl)
         self._context = ssl_context(cfg) if self.secure else None
         self.connections: set[Connection] = set()
+        self._visits: set[Visit] = set()
         self.draining = False
         self.head_seconds = worker.options.head_seconds
         self.keepalive_seconds = cfg.keepalive
@@ -60,7 +62,7 @@ class Server(pywsgi.WSGIServer):  # type: ignore[misc]
         known = identification(cfg, worker.options)
         self.homes = Homes(worker.seat, worker.options.header()) if isinstance(known, ByHeader) else None
         self.advice = Advice(cfg, worker.options, worker.seat.generation.table.advice, worker.log)
-        self.bases = [bind_environ(cfg, address, worker.seat.slot) for _, address in self._binds]
+        self.bases = [bind_environ(cfg, address, worker.seat.slot) for _, address, _ in self._binds]
         # pywsgi takes one at a time where several processes share a listening socket; nobody shares ours.
         self.max_accept = 64
         self._sweeper = gevent.spawn(self._sweep)
@@ -102,7 +104,7 @@ class Server(pywsgi.WSGIServer):  # type: ignore[misc]
         if frame is None:
             self.worker.log.error("A connection was lost: no descriptors left in this worker; raise ulimit -n")
             return None
-        family, _ = self._binds[frame.bind]
+        family = self._binds[frame.bind].family
         sock = GeventSocket(family, SOCK_STREAM, 0, fileno=frame.descriptor)
         # The app's socket.setdefaulttimeout() is not meant for its clients.
         sock.settimeout(None)
@@ -116,6 +118,9 @@ class Server(pywsgi.WSGIServer):  # type: ignore[misc]
 
     def handle(self, sock: Any, peer: Any, frame: handoff.Frame) -> None:
         """Serve a connection, in a greenlet of its own."""
+        if self._binds[frame.bind].for_bus:
+            self._receive(Visit(sock, self.worker.publish, self.worker.settle, self.worker.log))
+            return
         if self._context is not None:
             try:
                 with gevent.Timeout(self.head_seconds):
@@ -124,6 +129,17 @@ class Server(pywsgi.WSGIServer):  # type: ignore[misc]
                 self.worker.log.debug("TLS handshake with %s failed: %s", peer, error)
                 return
         Connection(sock, peer, frame, self).serve()
+
+    def _receive(self, visit: Visit) -> None:
+        """Take messages from outside."""
+        self._visits.add(visit)
+        if not self.worker.alive:
+            # It waited in the channel while the others were told.
+            gevent.spawn(visit.retire)
+        try:
+            visit.serve()
+        finally:
+            self._visits.remove(visit)
 
     def _wrap(self, sock: Any) -> ssl.SSLSocket:
         assert self._context is not None
@@ -157,6 +173,8 @@ class Server(pywsgi.WSGIServer):  # type: ignore[misc]
             self.close()
         for connection in list(self.connections):
             connection.retire()
+        for visit in self._visits:
+            gevent.spawn(visit.retire)
 
     def drain(self) -> None:
         """Take from the channel what there are places for, and close when that was all."""

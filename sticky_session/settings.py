@@ -15,6 +15,7 @@ from gunicorn.config import Config, Setting
 
 from sticky_session.config import OFF, OPTIONS, Option, Options
 from sticky_session.errors import OptionError
+from sticky_session.generation import Bind
 from sticky_session.identify import ByPeer, identification
 from sticky_session.ring import Ring
 
@@ -62,9 +63,7 @@ class StickyConfig(Config):  # type: ignore[misc]
         group = parser.add_argument_group(SECTION)
         for setting in ours.values():
             setting.add_option(group)
-        group.add_argument(
-            "--no-bus", dest="sticky_bus", action="store_const", const=0, help="The same as --bus 0."
-        )
+        group.add_argument("--no-bus", dest="sticky_bus", action="store_const", const=0, help="The same as --bus 0.")
         return parser
 
 
@@ -85,6 +84,10 @@ def check_settings(cfg: Any) -> None:
     """
     options = options_of(cfg)
     Ring(cfg.workers, options.partitions)
+    if options.bus_socket != OFF and not options.bus:
+        raise OptionError(
+            f"bus_socket={options.bus_socket} with bus=0: there is no bus to send to. Leave one of them out"
+        )
     if cfg.is_ssl and cfg.proxy_protocol == "off" and _wants_header(cfg, options):
         raise OptionError(
             "certfile with a client header of trusted proxies: the listener can't read what is encrypted. End TLS in "
@@ -100,16 +103,16 @@ def _wants_header(cfg: Any, options: Options) -> bool:
     return options.client_header != _DEFAULT_HEADER or not {"127.0.0.1", "::1"}.issuperset(cfg.forwarded_allow_ips)
 
 
-def warnings(cfg: Any, binds: Iterable[tuple[int, Any]]) -> Iterator[str]:
+def warnings(cfg: Any, binds: Iterable[Bind]) -> Iterator[str]:
     """What the user should know of these settings before anybody complains.
 
-    :param binds: family and address of every listening socket
+    :param binds: of all listening sockets
     """
     if isinstance(identification(cfg, options_of(cfg)), ByPeer):
-        for family, address in binds:
-            if family == AF_UNIX:
+        for bind in binds:
+            if bind.family == AF_UNIX and not bind.for_bus:
                 yield (
-                    f"unix:{address}: the peers of a Unix socket have no addresses, so all connections go to one "
+                    f"unix:{bind.address}: the peers of a Unix socket have no addresses, so all connections go to one "
                     "worker; have the proxy name its clients, in a header (STICKY_SESSION_CLIENT_HEADER) or by "
                     "proxy_protocol"
                 )

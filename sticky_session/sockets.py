@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import _socket
 import contextlib
+import fcntl
 import os
+import stat
 from collections.abc import Iterable
 from socket import AF_INET, AF_INET6, AF_UNIX, SOCK_STREAM
 from typing import Any
@@ -65,6 +67,44 @@ def _open(address: Any, cfg: Any, log: Any) -> Any:
         raise OSError(error.errno, f"{error.strerror}: {address}") from None
     finally:
         os.umask(umask)
+
+
+def bind_unix(sock: _socket.socket, path: str, cfg: Any, umask: int) -> None:
+    """Listen on a path. A file that a server has left there is replaced, one that somebody listens on never.
+
+    :param umask: the permissions that the file doesn't get, not even for a moment
+    :raises OSError: it can't be done; EADDRINUSE if somebody listens there, or it is another kind of file
+    """
+    folder = os.open(os.path.dirname(path) or ".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        # Another server must not come between our look and our bind, nor find us bound and not listening yet.
+        fcntl.flock(folder, fcntl.LOCK_EX)
+        _remove_stale(path)
+        before = os.umask(umask)
+        try:
+            sock.bind(path)
+        finally:
+            os.umask(before)
+        os.chown(path, cfg.uid, cfg.gid)
+        sock.listen(cfg.backlog)
+    finally:
+        handoff.close(folder)
+
+
+def _remove_stale(path: str) -> None:
+    """Remove a Unix socket that nobody listens on any more; what else is there is left, and bind() will say so."""
+    probe = _socket.socket(AF_UNIX, SOCK_STREAM)
+    # One that is listened on, but whose backlog is full, would make it wait.
+    probe.setblocking(False)
+    try:
+        if stat.S_ISSOCK(os.stat(path).st_mode):
+            probe.connect(path)
+    except ConnectionRefusedError:
+        os.unlink(path)
+    except OSError:
+        return
+    finally:
+        probe.close()
 
 
 def close(sockets: Iterable[Any], *, unlink: bool) -> None:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from sticky_session.address import Masks
 from sticky_session.bus import introduce
-from sticky_session.generation import Generation
+from sticky_session.generation import Bind, Generation
 from sticky_session.handoff import Frame
 from sticky_session.listener import peer_host
 from sticky_session.listeners import Listeners
@@ -211,8 +211,9 @@ class Succession:
             self._log.error("%s connections were lost on their way to another worker", lost)
 
 
-def same_bind(bind: tuple[int, Any], binds: list[tuple[int, Any]]) -> int | None:
-    """The index of a listening socket's family and address among others; at least of the same family, if possible."""
+def same_bind(bind: Bind, binds: list[Bind]) -> int | None:
+    """The index of what is bound alike among others; at least of the same kind, if possible."""
     if bind in binds:
         return binds.index(bind)
-    return next((index for index, (family, _) in enumerate(binds) if family == bind[0]), None)
+    kind = (bind.family, bind.for_bus)
+    return next((index for index, it in enumerate(binds) if (it.family, it.for_bus) == kind), None)

@@ -10,6 +10,7 @@ import sys
 import time
 from typing import Any
 
+import gevent
 from gevent import monkey
 from gevent.event import Event
 from gunicorn.workers.ggevent import GeventWorker
@@ -23,6 +24,8 @@ from sticky_session.server import Server
 
 # Descriptors that the app, logs and the hub need beside the connections'.
 SPARE_DESCRIPTORS = 64
+# How long a worker that leaves has senders outside wait until others have their messages: one may be hanging.
+SETTLE_SECONDS = 2.0
 # python-engineio's own default of max_http_buffer_size.
 DEFAULT_MESSAGE_BYTES = 1_000_000
 
@@ -162,15 +165,22 @@ class Worker(GeventWorker):  # type: ignore[misc]
         deadline = time.monotonic() + self.cfg.graceful_timeout
         self.server.retire(drain=self._drain)
         pool = self.server.pool
-        while (len(pool) or not self.server.closed) and time.monotonic() < deadline:
+        while (len(pool) or not self.server.closed or self._is_sending()) and time.monotonic() < deadline:
             self.notify()
             # Nothing tells that the channel is empty; and where nobody is left, join() doesn't even run the event loop.
             self.server.drain()
-            pool.join(timeout=min(interval, 0.1))
+            if len(pool):
+                pool.join(timeout=min(interval, 0.1))
+            else:
+                gevent.sleep(0.01)
         self.server.close()
         if len(pool):
             self.log.warning("Worker graceful timeout (pid:%s)", self.pid)
             pool.kill(timeout=1)
+
+    def _is_sending(self) -> bool:
+        """Whether other workers have still to get messages of this one."""
+        return self._bus is not None and self._bus.is_sending()
 
     def retire(self, *, drain: bool = False) -> None:
         """Leave the slot, and end when the last request is done. Safe in a signal handler.
@@ -184,6 +194,20 @@ class Worker(GeventWorker):  # type: ignore[misc]
     def handle_exit(self, *_: Any) -> None:
         """SIGTERM."""
         self.retire(drain=True)
+
+    def publish(self, channel: str, payload: bytes) -> None:
+        """Send a message to the Socket.IO servers of all workers, this one's, too.
+
+        :raises ClusterError: it can't be sent
+        """
+        assert self._bus is not None
+        self._bus.publish(channel, payload)
+
+    def settle(self) -> None:
+        """Wait until the other workers have been sent everything, for a moment."""
+        deadline = time.monotonic() + SETTLE_SECONDS
+        while self._is_sending() and time.monotonic() < deadline:
+            gevent.sleep(0.01)
 
     def count_request(self) -> None:
         """One more request has been taken: ``max_requests``."""

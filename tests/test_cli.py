@@ -129,5 +129,5 @@ def test_help(capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...]) ->
 def test_unknown_command(capsys: pytest.CaptureFixture[str]) -> None:
     """An unknown command is one clear line."""
     said = refusal(capsys, "swim")
-    assert said.startswith("sticky-session: there is no command 'swim'; expected serve, ring or proxy-config")
+    assert said.startswith("sticky-session: there is no command 'swim'; expected serve, ring, proxy-config or emit")
     assert "\n" not in said

@@ -31,6 +31,8 @@ def test_names() -> None:
         ("client_header", "--client-header", "STICKY_SESSION_CLIENT_HEADER"),
         ("client_hop", "--client-hop", "STICKY_SESSION_CLIENT_HOP"),
         ("bus", "--bus", "STICKY_SESSION_BUS"),
+        ("bus_socket", "--bus-socket", "STICKY_SESSION_BUS_SOCKET"),
+        ("bus_socket_mode", "--bus-socket-mode", "STICKY_SESSION_BUS_SOCKET_MODE"),
     ]
 
 
@@ -80,6 +82,10 @@ def test_bad_value(option: Number, value: str) -> None:
         ("client_hop", "Last", "last"),
         ("client_hop", "2", "2"),
         ("client_hop", "32", "32"),
+        ("bus_socket", "/run//app/../bus", "/run/bus"),
+        ("bus_socket", "/" + "x" * 106, "/" + "x" * 106),
+        ("bus_socket", "Off", "off"),
+        ("bus_socket_mode", "660", "660"),
     ],
 )
 def test_word(name: str, given: str, value: str) -> None:
@@ -99,6 +105,13 @@ def test_word(name: str, given: str, value: str) -> None:
         ("client_hop", "0"),
         ("client_hop", "33"),
         ("client_hop", "-1"),
+        ("bus_socket", ""),
+        ("bus_socket", "/"),
+        ("bus_socket", "run/bus"),
+        ("bus_socket", "/" + "ä" * 54),
+        ("bus_socket_mode", "800"),
+        ("bus_socket_mode", "0600"),
+        ("bus_socket_mode", "rw"),
     ],
 )
 def test_bad_word(name: str, given: str) -> None:

@@ -44,6 +44,7 @@ def test_public_names() -> None:
         "PlatformError",
         "Ring",
         "StickySessionError",
+        "UnconfirmedError",
         "Worker",
         "__version__",
         "close",

@@ -11,9 +11,10 @@ from gunicorn.config import Config, make_settings
 
 from sticky_session import OptionError
 from sticky_session.config import OPTIONS, Number, Option
+from sticky_session.generation import Bind
 from sticky_session.settings import SECTION, StickyConfig, check_settings, options_of, warnings
 
-OTHERS = {"client_header": "X-Real-IP", "client_hop": "2"}
+OTHERS = {"client_header": "X-Real-IP", "client_hop": "2", "bus_socket": "/run/bus.sock", "bus_socket_mode": "660"}
 each_option = pytest.mark.parametrize("option", OPTIONS, ids=[option.name for option in OPTIONS])
 
 
@@ -175,7 +176,11 @@ def test_tls_without_header(flags: tuple[str, ...]) -> None:
 )
 def test_warning_of_a_unix_socket(flags: tuple[str, ...], expected: int) -> None:
     """Where nobody says who the clients on a Unix socket are, one line tells that they all share a worker."""
-    binds = [(AF_UNIX, "/run/app.sock"), (AF_INET, ("127.0.0.1", 80))]
+    binds = [
+        Bind(AF_UNIX, "/run/app.sock", for_bus=False),
+        Bind(AF_INET, ("127.0.0.1", 80), for_bus=False),
+        Bind(AF_UNIX, "/run/bus.sock", for_bus=True),
+    ]
     found = list(warnings(parse(*flags), binds))
     assert len(found) == expected
     assert all("/run/app.sock" in line for line in found)

@@ -40,7 +40,13 @@ def text(option: Option, number: int) -> str:
     """One of several values of an option, different from those of the numbers before and after."""
     if isinstance(option, Number):
         return str(option.type(option.low + number % (option.high - option.low + 1)))
-    return f"X-Client-{number}" if option.name == "client_header" else str(number)
+    texts = {
+        "client_header": f"X-Client-{number}",
+        # None where there is no bus.
+        "bus_socket": f"/bus{number}" if number % 2 else "off",
+        "bus_socket_mode": f"60{number}",
+    }
+    return texts.get(option.name, str(number))
 
 
 def ours(found: dict[str, str]) -> dict[str, str]:

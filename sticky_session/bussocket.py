@@ -1,0 +1,90 @@
+"""The bus socket: a Unix socket that lets processes which are no workers hand in messages, see :mod:`.outside`.
+
+It is one more listening socket of the listener's, there only if it was asked for. Its file's permissions say who may
+use it.
+"""
+
+from __future__ import annotations
+
+import _socket
+import contextlib
+import os
+from collections.abc import Iterable, Iterator, MutableMapping
+from socket import AF_UNIX, SOCK_STREAM
+from typing import Any
+
+from sticky_session import handoff
+from sticky_session.config import OFF, Options
+from sticky_session.errors import OptionError
+from sticky_session.sockets import bind_unix
+
+# The descriptor that an arbiter passes on to the one that SIGUSR2 starts.
+VARIABLE = "_STICKY_SESSION_BUS_SOCKET"
+
+
+class BusSocket:
+    """The listening socket, with what gunicorn's have beside a socket's own methods.
+
+    :ivar cfg_addr: its path
+    """
+
+    FAMILY = AF_UNIX
+
+    def __init__(self, sock: _socket.socket) -> None:
+        self.sock = sock
+        self.cfg_addr = sock.getsockname()
+
+    def __str__(self) -> str:
+        return f"unix:{self.cfg_addr}"
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.sock, name)
+
+
+def listen(options: Options, cfg: Any, known: Iterable[Any] = ()) -> list[BusSocket]:
+    """Listen on the path that the options name.
+
+    :param known: sockets that are listened on already, and may be it
+    :returns: the socket, or nothing if the options name no path
+    :raises OptionError: it can't be done: the path has no folder, is somebody's, or is no socket
+    """
+    path = options.bus_socket
+    if path == OFF:
+        return []
+    for it in known:
+        if isinstance(it, BusSocket) and it.cfg_addr == path:
+            return [it]
+    sock = _socket.socket(AF_UNIX, SOCK_STREAM)
+    try:
+        bind_unix(sock, path, cfg, 0o777 & ~int(options.bus_socket_mode, 8))
+    except OSError as error:
+        handoff.close(sock.detach())
+        raise OptionError(
+            f"bus_socket={path}: {error.strerror}; expected a path where a socket can be made, and that nobody "
+            "listens on. Choose another, or stop who has it"
+        ) from None
+    return [BusSocket(sock)]
+
+
+@contextlib.contextmanager
+def offer(bus_socket: BusSocket | None, environ: MutableMapping[str, str]) -> Iterator[None]:
+    """Around the fork and exec of a new arbiter: let it have the socket."""
+    if bus_socket is None:
+        yield
+        return
+    os.set_inheritable(bus_socket.fileno(), True)
+    environ[VARIABLE] = str(bus_socket.fileno())
+    try:
+        yield
+    finally:
+        del environ[VARIABLE]
+        os.set_inheritable(bus_socket.fileno(), False)
+
+
+def inherit(environ: MutableMapping[str, str]) -> list[BusSocket]:
+    """The socket of the arbiter that has started this one, if it has one."""
+    descriptor = environ.pop(VARIABLE, None)
+    if descriptor is None:
+        return []
+    os.set_inheritable(int(descriptor), False)
+    return [BusSocket(_socket.socket(fileno=int(descriptor)))]
