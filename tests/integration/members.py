@@ -18,7 +18,7 @@ from harness import connect
 WAIT_SECONDS = 20.0
 
 
-class _SourceAddress(requests.adapters.HTTPAdapter):
+class SourceAddress(requests.adapters.HTTPAdapter):
     """Makes the connections of a ``requests`` session come from an address."""
 
     def __init__(self, address: str) -> None:
@@ -42,9 +42,17 @@ class _EngineClient(engineio.Client):  # type: ignore[misc]
         return self.in_order.submit(super()._trigger_event, event, *args)
 
 
-class _Client(socketio.Client):  # type: ignore[misc]
+class OrderedClient(socketio.Client):  # type: ignore[misc]
+    """python-socketio's client, whose handlers run one after the other; :meth:`stop` ends their thread."""
+
     def _engineio_client_class(self) -> type:
         return _EngineClient
+
+    def stop(self) -> None:
+        """Disconnect, and run no more handlers."""
+        with contextlib.suppress(Exception):
+            self.disconnect()
+        self.eio.in_order.shutdown()
 
 
 class Member:
@@ -59,11 +67,11 @@ class Member:
         self.namespaces = list(namespaces)
         self.events: queue.Queue[tuple[str, str, tuple[Any, ...]]] = queue.Queue()
         self._session = requests.Session()
-        self._session.mount("http://", _SourceAddress(address))
+        self._session.mount("http://", SourceAddress(address))
         options: dict[str, Any] = {}
         if transport == "websocket":
             options["socket"] = connect(port, address)
-        self._client = _Client(
+        self._client = OrderedClient(
             http_session=self._session, websocket_extra_options=options, reconnection=False, handle_sigint=False
         )
         for namespace in self.namespaces:
@@ -127,9 +135,7 @@ class Member:
         return self
 
     def __exit__(self, *_: object) -> None:
-        with contextlib.suppress(Exception):
-            self._client.disconnect()
-        self._client.eio.in_order.shutdown()
+        self._client.stop()
         self._session.close()
 
 
