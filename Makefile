@@ -1,4 +1,4 @@
-# make serve   the example chat on all cores
+# make serve   the example chat on all cores; examples/chat/guests.py brings company from other addresses
 # make test    everything: style, docs, all tests
 # make style   lint, format, types
 # make docs    the documentation, docs/_build/html
@@ -47,6 +47,7 @@ bench-quick: .venv/test.stamp
 clean:
 	rm -rf .venv docs/_build build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
 	rm -rf tests/clients/node_modules examples/chat/node_modules benchmarks/peers/node_modules benchmarks/build benchmarks/peers/node_modules benchmarks/build
+	rm -f examples/chat/chat.sqlite3*
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # On Debian ensurepip, which venv needs, is a package of its own.
@@ -70,9 +71,10 @@ clean:
 	touch $@
 
 # The programs that tests run, beside what is a part of every Debian.
-.venv/tools.stamp: .venv/created.stamp
+.venv/tools.stamp: .venv/created.stamp Makefile
 	$(call need,curl,curl)
 	$(call need,redis-check-rdb,redis-tools)
+	$(call need,chromium,chromium)
 	touch $@
 
 # The proxies that tests put before a server. Their packages start a daemon each on a machine with an init system, unless
