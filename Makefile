@@ -3,6 +3,7 @@
 # make style   lint, format, types
 # make docs    the documentation, docs/_build/html
 # make bench   the speed of sticky-session beside its peers; bench-quick takes three minutes
+# make screenshot  the picture of the example chat in the README
 # make clean   remove what the others made
 #
 # What is missing is installed: Python packages into .venv, npm packages beside their package.json, Debian packages
@@ -20,7 +21,7 @@ CROWDS := tests/integration/test_proxied_clients.py
 need = command -v $(1) >/dev/null || { $(apt-get) $(2) && command -v $(1) >/dev/null; }
 apt-get = $(SUDO) apt-get update -qq && DEBIAN_FRONTEND=noninteractive $(SUDO) apt-get install -qq -y --no-install-recommends
 
-.PHONY: serve test style docs bench bench-quick clean
+.PHONY: serve test style docs bench bench-quick screenshot clean
 .DELETE_ON_ERROR:
 
 serve: .venv/example.stamp examples/chat/node_modules/.stamp
@@ -43,6 +44,10 @@ bench: .venv/test.stamp
 
 bench-quick: .venv/test.stamp
 	$(BIN)/python benchmarks/run.py --quick
+
+screenshot: .venv/test.stamp .venv/tools.stamp examples/chat/node_modules/.stamp
+	fc-match Inter | grep -q Inter || { $(apt-get) fonts-inter; }
+	$(BIN)/python tests/integration/screenshot.py
 
 clean:
 	rm -rf .venv docs/_build build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
