@@ -39,8 +39,9 @@ style: .venv/style.stamp .venv/test.stamp
 docs: .venv/docs.stamp
 	$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build/html
 
-bench: .venv/test.stamp
+bench: .venv/test.stamp .venv/tools.stamp
 	$(BIN)/python benchmarks/run.py
+	$(BIN)/python benchmarks/bus.py
 
 bench-quick: .venv/test.stamp
 	$(BIN)/python benchmarks/run.py --quick

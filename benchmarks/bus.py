@@ -1,7 +1,7 @@
 """The speed of broadcasts across workers, beside python-socketio's RedisManager in the same run.
 
-    python benchmarks/bus.py            two workers, 1 KB and 64 KB
-    python benchmarks/bus.py --workers 8
+    python benchmarks/bus.py                      about 5 minutes; writes BUS.md
+    python benchmarks/bus.py --print --workers 2  a look
 
 Latency: one client has its worker emit, a client of another worker receives it; nothing else goes on. Throughput: one
 worker emits as fast as it can be heard, and all others' clients receive. CPU time is that of all workers, and of Redis,
@@ -12,18 +12,23 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib.metadata
+import os
+import platform
 import select
 import statistics
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests" / "integration"))
 
 from measure import cpu_seconds, process_tree
+from report import output
 
 from crowd import Guest
 from harness import Server
@@ -109,29 +114,93 @@ def measure(server: Server, pids: list[int], workers: int, size: int) -> tuple[l
             guest.sock.close()
 
 
+@dataclass
+class Figures:
+    """What all rounds of one manager have in common."""
+
+    p50: float
+    p99: float
+    rate: float
+    cpu: float
+
+    @classmethod
+    def of(cls, rounds: list[tuple[list[float], float, float]]) -> Figures:
+        """The median of the rounds; latencies of all rounds together."""
+        latencies = sorted(taken for one in rounds for taken in one[0])
+        return cls(
+            latencies[len(latencies) // 2],
+            latencies[len(latencies) * 99 // 100],
+            statistics.median(one[1] for one in rounds),
+            statistics.median(one[2] for one in rounds),
+        )
+
+
+def compare(workers: int, size: int, ours: Figures, redis: Figures) -> str:
+    """A row of the table: ours, that of Redis, and the ratio."""
+    cells = [
+        (ours.p50 * 1e6, redis.p50 * 1e6, ours.p50 / redis.p50),
+        (ours.p99 * 1e6, redis.p99 * 1e6, ours.p99 / redis.p99),
+        (ours.rate, redis.rate, ours.rate / redis.rate),
+        (ours.cpu * 1e6, redis.cpu * 1e6, ours.cpu / redis.cpu),
+    ]
+    row = [
+        f"{workers}",
+        f"{size:,}",
+        *(f"{first:,.0f} / {second:,.0f} = {ratio:.2f}" for first, second, ratio in cells),
+    ]
+    return f"| {' | '.join(row)} |"
+
+
+def render(rows: list[str]) -> str:
+    """The whole text."""
+    redis = output("redis-check-rdb", "--version").split()[1]
+    packages = ", ".join(
+        f"{name} {importlib.metadata.version(name)}" for name in ("python-socketio", "redis", "gevent")
+    )
+    return f"""# Broadcasts
+
+Made by `make bench` (`python benchmarks/bus.py`). {os.cpu_count()} cores, Python {platform.python_version()},
+{packages}, Redis {redis} on the same machine.
+
+One app with `sticky_session.ClusterManager` and with python-socketio's `RedisManager`, by turns, each under
+`gunicorn -k sticky_session.Worker`. Each cell is ours / RedisManager's = ratio, of medians.
+
+- Latency: a client has its worker emit, a client of another worker receives it, and nothing else goes on. It is from
+  the first client's send to the second's receipt, so both clients' ways to their workers are in both figures.
+- Messages: one worker emits as fast as it can, and a client on each of the others receives them all.
+- CPU: of all workers, and of Redis, for each message emitted.
+
+| workers | bytes | latency p50, µs | p99, µs | messages/s | CPU, µs per message |
+| ---: | ---: | ---: | ---: | ---: | ---: |
+{chr(10).join(rows)}
+
+Goals: half the latency, three times the messages, less CPU.
+"""
+
+
 def main() -> None:
-    """Measure and print."""
-    parser = argparse.ArgumentParser(description="Broadcast across workers.")
-    parser.add_argument("--workers", type=int, nargs="+", default=[2])
+    """Measure, print, and write BUS.md."""
+    parser = argparse.ArgumentParser(description="Broadcast across workers, beside RedisManager.")
+    parser.add_argument("--workers", type=int, nargs="+", default=[2, 4, 8])
     parser.add_argument("--sizes", type=int, nargs="+", default=[1000, 64_000])
+    parser.add_argument("--print", action="store_true", help="print the text only")
     given = parser.parse_args()
-    print("workers  bytes  manager         p50 µs   p99 µs   messages/s   CPU µs each")
+    rows = []
     for workers in given.workers:
         with servers(workers) as both:
             for size in given.sizes:
                 samples: dict[str, list[tuple[list[float], float, float]]] = {name: [] for name in both}
-                for _ in range(ROUNDS):
+                for number in range(ROUNDS):
+                    print(
+                        f"{workers} workers, {size} bytes, round {number + 1} of {ROUNDS}", file=sys.stderr, flush=True
+                    )
                     for name, (server, pids) in both.items():
                         samples[name].append(measure(server, pids, workers, size))
-                for name, rounds in samples.items():
-                    latencies = sorted(taken for sample in rounds for taken in sample[0])
-                    print(
-                        f"{workers:7}  {size:5}  {name:14} {latencies[len(latencies) // 2] * 1e6:7.0f}  "
-                        f"{latencies[len(latencies) * 99 // 100] * 1e6:7.0f}  "
-                        f"{statistics.median(sample[1] for sample in rounds):11.0f}  "
-                        f"{statistics.median(sample[2] for sample in rounds) * 1e6:11.0f}",
-                        flush=True,
-                    )
+                rows.append(compare(workers, size, *(Figures.of(samples[name]) for name in both)))
+    text = render(rows)
+    print(text)
+    if not given.print:
+        Path(__file__).with_name("BUS.md").write_text(text)
 
 
 if __name__ == "__main__":
