@@ -29,8 +29,6 @@ from collections.abc import Callable
 from struct import Struct
 from typing import Any
 
-from socketio.packet import Packet
-
 from sticky_session.errors import ClusterError, UnconfirmedError
 
 MAX_MESSAGE_BYTES = 64 * 2**20
@@ -100,6 +98,9 @@ def _check_attachments(data: list[Any]) -> None:
 
     :raises ClusterError: it is something else
     """
+    # Only now: the arbiter, which has this module too, must not import what its workers have to patch.
+    from socketio.packet import Packet
+
     try:
         rest, *attachments = data
         Packet.reconstruct_binary(rest, [base64.b64decode(each) for each in attachments])

@@ -33,6 +33,14 @@ def test_ring_is_light() -> None:
     assert not {"gevent", "gunicorn"} & set(run("-c", script).split())
 
 
+def test_worker_is_light() -> None:
+    """The arbiter imports the worker's class, and nothing with it that apps import and gevent has to patch."""
+    script = (
+        "import sticky_session, sys; sticky_session.Worker; print(*{name.partition('.')[0] for name in sys.modules})"
+    )
+    assert not {"socketio", "engineio", "requests", "urllib3", "redis"} & set(run("-c", script).split())
+
+
 def test_public_names() -> None:
     """The public names are these, and each exists."""
     assert sticky_session.__all__ == [
