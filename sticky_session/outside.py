@@ -89,7 +89,7 @@ def check(payload: bytes) -> None:
             raise ClusterError(f"{method}: {name} can't be {message.get(name)!r:.100}")
     if message.get("callback") is not None:
         raise ClusterError(f"{method}: callback: nobody outside can be answered")
-    if message.get("binary"):
+    if method == "emit" and message.get("binary"):
         _check_attachments(message["data"])
 
 
