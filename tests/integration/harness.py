@@ -421,7 +421,7 @@ class Process:
     # life
 
     def start(self: _S) -> _S:
-        """Start the program; returns once it is ready for the test."""
+        """Start the program, or start it again after its end; returns once it is ready for the test."""
         read_end, write_end = os.pipe()
         try:
             self._popen = subprocess.Popen(
@@ -438,7 +438,9 @@ class Process:
             os.close(write_end)
             raise
         self._log_is_passed(write_end)
-        STARTED.append(self)
+        self._ended = False
+        if self not in STARTED:
+            STARTED.append(self)
         self._reader = threading.Thread(target=self._read, args=(read_end,), name=f"log of {self.pid}", daemon=True)
         self._reader.start()
         try:

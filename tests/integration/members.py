@@ -13,7 +13,7 @@ import requests
 import requests.adapters
 import socketio
 
-from harness import connect
+from harness import connect, wait_until
 
 WAIT_SECONDS = 20.0
 
@@ -154,3 +154,18 @@ def fenced(
     """What each has received by now; messages of the sender's worker that were sent before this are among it."""
     sender.do("emit", "fence", namespace=namespace, on=namespace)
     return [receiver.until("fence", namespace) for receiver in receivers]
+
+
+def hear_each_other(sender: Member, receivers: Iterable[Member]) -> list[list[tuple[str, tuple[Any, ...]]]]:
+    """Wait until what one emits reaches all: with Redis a worker hears the others only some time after it has begun.
+
+    :returns: what each has received meanwhile, "probe" some times and what else there was
+    """
+    receivers = list(receivers)
+
+    def all_heard() -> bool:
+        sender.do("emit", "probe")
+        return all(not receiver.events.empty() for receiver in receivers)
+
+    wait_until(all_heard, WAIT_SECONDS, "all hear what one emits")
+    return fenced(sender, receivers)

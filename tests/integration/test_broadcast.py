@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from harness import Process, Script, Server, get, wait_until
-from members import Member, fenced, members
+from members import Member, fenced, hear_each_other, members
 from midway import clients_of
 from redis_server import Redis
 
@@ -54,17 +54,6 @@ def pair(cluster: Cluster, request: pytest.FixtureRequest) -> Iterator[list[Memb
         for member in trio:
             hear_each_other(member, trio)
         yield trio
-
-
-def hear_each_other(sender: Member, receivers: list[Member]) -> None:
-    """Wait until what one emits reaches all, and forget what was emitted meanwhile."""
-
-    def all_heard() -> bool:
-        sender.do("emit", "probe")
-        return all(not receiver.events.empty() for receiver in receivers)
-
-    wait_until(all_heard, what="all hear what one emits")
-    fenced(sender, receivers)
 
 
 def test_managers(cluster: Cluster, pair: list[Member]) -> None:
