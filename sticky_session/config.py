@@ -101,12 +101,14 @@ class Choice(Option):
     :ivar noun: what the value is, in one word
     :ivar expected: what values there are, in words
     :ivar check: returns the value in its one spelling, or raises ValueError
+    :ivar only_text: whether a number, as a configuration file may have it, is none of the values
     """
 
     noun: str
     expected: str
     check: Callable[[str], str]
     default: str
+    only_text: bool = False
 
     @property
     def meta(self) -> str:
@@ -120,6 +122,8 @@ class Choice(Option):
 
     def convert(self, value: object) -> str:
         """The word, in its one spelling."""
+        if self.only_text and not isinstance(value, str):
+            raise TypeError
         return self.check(str(value))
 
 
@@ -290,9 +294,11 @@ OPTIONS: tuple[Option, ...] = (
     Choice(
         name="bus_socket_mode",
         noun="MODE",
-        expected="three octal digits",
+        expected="three octal digits, such as '660'",
         check=_mode,
         default="600",
+        # Python's 0o660 is 432, which are octal digits, too, and would let everybody in.
+        only_text=True,
         unit="permissions",
         help="Who may use the bus socket, as in chmod: 600 is this user alone, 660 the group, too.",
         flag="--bus-socket-mode",

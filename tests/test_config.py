@@ -167,3 +167,12 @@ def test_immutable() -> None:
     """Options are values: nobody can change them under another's feet."""
     with pytest.raises(dataclasses.FrozenInstanceError):
         Options.from_environment({}).seed = 1  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("value", [0o660, 0o600, 660])
+def test_mode_is_text(value: int) -> None:
+    """Nobody can tell 0o660 from 432, whose digits would open the socket to everybody."""
+    with pytest.raises(
+        OptionError, match=f"sticky_bus_socket_mode={value}: expected three octal digits, such as '660'"
+    ):
+        BY_NAME["bus_socket_mode"].parse(value, "sticky_bus_socket_mode")
