@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import shlex
 import sys
@@ -130,14 +131,15 @@ def emit(arguments: Sequence[str]) -> None:
     given = parser.parse_args(arguments)
     origin = "standard input" if given.data == "-" else given.data
     try:
-        text = sys.stdin.read() if given.data == "-" else given.data
-        data = None if text is None else json.loads(text, parse_constant=_refuse)
-    except (ValueError, RecursionError) as error:
+        text = _read_standard_input() if given.data == "-" else given.data
+        data = None if text is None else json.loads(text, parse_constant=_refuse, parse_float=_finite)
+    except (OSError, ValueError, RecursionError) as error:
         parser.exit(2, f"{parser.prog}: {origin:.100}: expected JSON: {error}\n")
     # Only now: what is wrong with the arguments is said at once.
     from sticky_session.cluster import DEFAULT_CHANNEL, ClusterManager, default_path
 
-    if given.path is None and default_path() is None:
+    # An empty one is a variable that the shell didn't have.
+    if given.path == "" or (given.path is None and not default_path()):
         parser.exit(2, f"{parser.prog}: expected the server's bus socket, --path or STICKY_SESSION_BUS_SOCKET\n")
     try:
         manager = ClusterManager(given.channel or DEFAULT_CHANNEL, write_only=True, path=given.path)
@@ -146,10 +148,25 @@ def emit(arguments: Sequence[str]) -> None:
         parser.exit(1, f"{parser.prog}: {error}\n")
     except ClusterError as error:
         parser.exit(2, f"{parser.prog}: {error}\n")
+    except RecursionError:
+        parser.exit(2, f"{parser.prog}: {origin:.100}: lists or objects within each other, too many\n")
 
 
 def _refuse(constant: str) -> None:
     raise ValueError(f"{constant} is not in JSON")
+
+
+def _finite(number: str) -> float:
+    """Such as 1e999 would be sent as Infinity, and clients would end the connection."""
+    value = float(number)
+    if math.isinf(value):
+        raise ValueError(f"{number:.100} is too large")
+    return value
+
+
+def _read_standard_input() -> str:
+    # A process that was started without one has none.
+    return "" if sys.stdin is None else sys.stdin.read()
 
 
 def show_proxy_config(arguments: Sequence[str]) -> None:

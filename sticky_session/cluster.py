@@ -56,7 +56,7 @@ class ClusterManager(socketio.PubSubManager):  # type: ignore[misc]
     :param write_only: True for one that belongs to no server and only emits
     :param path: the bus socket's (``STICKY_SESSION_BUS_SOCKET``, which is also the default), for one that only writes
     :param options: more of ``PubSubManager``'s: ``logger``, ``json``
-    :raises ValueError: there is a path for one that is to be a server's
+    :raises ValueError: there is a path for one that is to be a server's, or it is empty
     """
 
     name = "sticky-session"
@@ -70,11 +70,13 @@ class ClusterManager(socketio.PubSubManager):  # type: ignore[misc]
     ) -> None:
         if path is not None and not write_only:
             raise ValueError(f"ClusterManager(path={path!r}): expected write_only=True; a server's needs no path")
+        if path is not None and not os.fspath(path):
+            raise ValueError(f"ClusterManager(path={path!r}): expected the path of the server's bus socket")
         super().__init__(channel=channel, write_only=write_only, **options)
         self._bus: Bus | None = None
         self._inbox: Inbox | None = None
         self._has_said_so = False
-        given = path or (default_path() if write_only else None)
+        given = default_path() if path is None and write_only else path
         self._sender = None if given is None else Sender(os.fspath(given))
         if path is not None:
             return
@@ -200,7 +202,7 @@ class ClusterManager(socketio.PubSubManager):  # type: ignore[misc]
 def default_path() -> str | None:
     """The bus socket's path that the environment names, as it does for the server."""
     path = os.environ.get(_BUS_SOCKET.environment, OFF)
-    return None if path == OFF else path
+    return None if path.lower() == OFF else path
 
 
 def _with_text_only(callback: dict[str, Any]) -> dict[str, Any]:

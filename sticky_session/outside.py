@@ -129,7 +129,10 @@ class Sender:
         :raises ClusterError: it is not and will not be
         :raises UnconfirmedError: nobody can tell
         """
-        name = channel.encode()
+        try:
+            name = channel.encode()
+        except UnicodeEncodeError:
+            raise ClusterError(f"channel {channel!r:.100}: expected a name in UTF-8") from None
         if len(name) > 255 or len(payload) > MAX_MESSAGE_BYTES:
             raise ClusterError(
                 f"a message of {len(payload)} bytes (encoded) for channel {channel!r:.100}: expected at most "

@@ -274,6 +274,8 @@ def test_too_large(tmp_path: Path) -> None:
         Sender(os.fspath(tmp_path / "s")).send("c", bytes(outside.MAX_MESSAGE_BYTES + 1))
     with pytest.raises(ClusterError, match="expected at most"):
         Sender(os.fspath(tmp_path / "s")).send("c" * 256, b"")
+    with pytest.raises(ClusterError, match="expected a name in UTF-8"):
+        Sender(os.fspath(tmp_path / "s")).send("\udcff", b"")
 
 
 # --- the worker's side
@@ -386,6 +388,8 @@ def test_manager_without_a_way(monkeypatch: pytest.MonkeyPatch, caplog: pytest.L
     assert record.getMessage().endswith("ClusterManager(write_only=True, path=...) or STICKY_SESSION_BUS_SOCKET")
     with pytest.raises(ValueError, match="expected write_only=True"):
         ClusterManager(path="/run/bus")
+    with pytest.raises(ValueError, match="expected the path"):
+        ClusterManager(path="", write_only=True)
 
 
 def test_manager_takes_the_path_from_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

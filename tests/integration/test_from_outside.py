@@ -162,6 +162,8 @@ def test_command(path: Path, pair: list[Member]) -> None:
         (("e", "1", "2"), "", "unrecognized arguments: 2"),
         (("e", "1", "--channel", "c" * 300), "", "a name of at most 255"),
         (("e", "-"), '"' + "x" * (64 * 2**20) + '"', "expected at most 67108864"),
+        (("e", "[" * 900 + "]" * 900), "", "lists or objects within each other, too many"),
+        (("e", "[1e999]"), "", "[1e999]: expected JSON: 1e999 is too large"),
     ],
 )
 def test_bad_arguments(path: Path, server: Server, arguments: tuple[str, ...], stdin: str, complaint: str) -> None:
@@ -178,9 +180,21 @@ def test_bad_arguments(path: Path, server: Server, arguments: tuple[str, ...], s
 def test_no_server(tmp_path: Path) -> None:
     """A path where nobody is, or no path."""
     assert "No such file or directory; expected the bus socket" in emit("e", path=tmp_path / "nobody", status=2)
-    assert emit("e", status=2).endswith("expected the server's bus socket, --path or STICKY_SESSION_BUS_SOCKET\n")
+    none = "expected the server's bus socket, --path or STICKY_SESSION_BUS_SOCKET\n"
+    assert emit("e", status=2).endswith(none)
+    assert emit("e", "--path", "", status=2, STICKY_SESSION_BUS_SOCKET="/run/bus").endswith(none)
+    assert emit("e", status=2, STICKY_SESSION_BUS_SOCKET="").endswith(none)
+    assert emit("e", status=2, STICKY_SESSION_BUS_SOCKET="OFF").endswith(none)
     (tmp_path / "file").write_text("")
     assert "Connection refused; expected the bus socket" in emit("e", path=tmp_path / "file", status=2)
+
+
+def test_no_standard_input(tmp_path: Path) -> None:
+    """A process that was started without one has nothing to read there."""
+    command = f"exec {COMMANDS / 'sticky-session'} emit e - --path {tmp_path} <&-"
+    done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("sticky-session emit: standard input: expected JSON")
 
 
 def test_garbage(path: Path, server: Server) -> None:
