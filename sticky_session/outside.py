@@ -34,6 +34,8 @@ from sticky_session.errors import ClusterError, UnconfirmedError
 MAX_MESSAGE_BYTES = 64 * 2**20
 # How long a sender waits for its message to be taken, and then for the answer.
 WAIT_SECONDS = 10.0
+# How deep lists and objects may be within each other: python-socketio takes two of Python's frames for each.
+MAX_DEPTH = 200
 # How many workers that are leaving a sender may come to, one after the other.
 ATTEMPTS = 8
 
@@ -48,20 +50,26 @@ def _is_name(value: object) -> bool:
 
 
 def _is_room(value: object) -> bool:
-    return value is None or isinstance(value, (str, int, float))
+    return isinstance(value, (str, int, float))
+
+
+def _is_room_or_all(value: object) -> bool:
+    return value is None or _is_room(value)
 
 
 def _one_or_more(is_one: Callable[[object], bool]) -> Callable[[object], bool]:
     return lambda value: all(map(is_one, value)) if isinstance(value, list) else is_one(value)
 
 
-# What else than its method python-socketio's managers put into a message; host_id is only compared.
+# What else than its method python-socketio's managers put into a message; host_id is only compared. The room None is
+# that of all clients, in which python-socketio keeps who is connected: nobody may leave it.
 _MEMBERS: dict[str, dict[str, Callable[[object], bool]]] = {
     "emit": {
         "event": _is_name,
         "data": lambda value: isinstance(value, list),
         "namespace": _is_name,
-        "room": _one_or_more(_is_room),
+        # No room at all is an IndexError in python-socketio.
+        "room": lambda value: value != [] and _one_or_more(_is_room_or_all)(value),
         "skip_sid": lambda value: value is None or _one_or_more(_is_name)(value),
     },
     "disconnect": {"sid": _is_name, "namespace": _is_name},
@@ -77,7 +85,7 @@ def check(payload: bytes) -> None:
     :raises ClusterError: it is none that a manager which only writes would send
     """
     try:
-        message = json.loads(payload)
+        message = json.loads(payload, parse_constant=_refuse)
     except (ValueError, RecursionError) as error:
         raise ClusterError(f"expected JSON: {error}") from None
     method = message.get("method") if isinstance(message, dict) else None
@@ -91,6 +99,23 @@ def check(payload: bytes) -> None:
         raise ClusterError(f"{method}: callback: nobody outside can be answered")
     if method == "emit" and message.get("binary"):
         _check_attachments(message["data"])
+    if _is_too_deep([message.get("data")]):
+        raise ClusterError(f"{method}: expected at most {MAX_DEPTH} lists or objects within each other")
+
+
+def _refuse(constant: str) -> None:
+    # Clients in browsers end a connection that brings one.
+    raise ValueError(f"{constant} is not in JSON")
+
+
+def _is_too_deep(value: object) -> bool:
+    level: list[Any] = [value]
+    for _ in range(MAX_DEPTH + 2):
+        inner = [child for each in level for child in (each.values() if isinstance(each, dict) else each)]
+        level = [child for child in inner if isinstance(child, (dict, list))]
+        if not level:
+            return False
+    return True
 
 
 def _check_attachments(data: list[Any]) -> None:

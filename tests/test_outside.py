@@ -35,6 +35,13 @@ def encoded(**changes: Any) -> bytes:
     return json.dumps({**EMIT, **changes}).encode()
 
 
+def nested(depth: int) -> list[Any] | dict[str, Any]:
+    value: list[Any] | dict[str, Any] = []
+    for number in range(1, depth):
+        value = [value] if number % 2 else {"a": value}
+    return value
+
+
 class Recorder(socketio.PubSubManager):  # type: ignore[misc]
     """Keeps what python-socketio would send to other processes."""
 
@@ -62,6 +69,13 @@ def test_what_managers_write() -> None:
     check(b'{"method": "disconnect", "sid": "a", "namespace": "/", "host_id": "x"}')
 
 
+def test_depth() -> None:
+    """What is taken can be sent by the workers, which do with it what a client's packet needs."""
+    data = nested(outside.MAX_DEPTH)
+    check(encoded(data=[data]))
+    assert socketio.packet.Packet(socketio.packet.EVENT, data=["e", data]).encode()
+
+
 @pytest.mark.parametrize(
     ("payload", "why"),
     [
@@ -77,6 +91,7 @@ def test_what_managers_write() -> None:
         (encoded(namespace=None), "emit: namespace can't be None"),
         (encoded(room={"a": 1}), "emit: room can't be {'a': 1}"),
         (encoded(room=[["a"]]), r"emit: room can't be \[\['a'\]\]"),
+        (encoded(room=[]), r"emit: room can't be \[\]"),
         (encoded(skip_sid=[5]), r"emit: skip_sid can't be \[5\]"),
         (encoded(callback=["r", "/", 1]), "nobody outside can be answered"),
         (encoded(binary=True, data=[]), "emit: data is not what stands for bytes"),
@@ -85,6 +100,14 @@ def test_what_managers_write() -> None:
         (encoded(binary=True, data=[1, 2]), "emit: data is not what stands for bytes"),
         (encoded(method="enter_room"), "enter_room: sid can't be None"),
         (encoded(method="leave_room", sid="a", room=["r"]), "leave_room: room can't be"),
+        (encoded(method="leave_room", sid="a"), "leave_room: room can't be None"),
+        (encoded(method="close_room"), "close_room: room can't be None"),
+        (encoded(data=[float("nan")]), "expected JSON: NaN is not in JSON"),
+        (encoded(data=[float("-inf")]), "expected JSON: -Infinity is not in JSON"),
+        (
+            encoded(data=[nested(outside.MAX_DEPTH + 1)]),
+            "emit: expected at most 200 lists or objects within each other",
+        ),
     ],
 )
 def test_what_is_none(payload: bytes, why: str) -> None:
