@@ -24,7 +24,7 @@ import queue
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import gevent
@@ -35,6 +35,7 @@ from gunicorn.errors import HaltServer
 from gunicorn.pidfile import Pidfile
 
 from sticky_session import boot, bussocket, sockets
+from sticky_session.bussocket import BusSocket
 from sticky_session.children import fork, is_lost, original_fork
 from sticky_session.errors import OptionError, StickySessionError
 from sticky_session.generation import Generation, Seat
@@ -123,9 +124,18 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
         self._upgrade = Upgrade.from_environment(os.environ, self._watch_descriptor)
 
     def owns_socket_files(self) -> bool:
-        """Whether the Unix sockets in the file system go when this arbiter goes."""
-        alone = self.reexec_pid == self.master_pid == 0
-        return alone and not self.systemd and not self.cfg.reuse_port
+        """Whether the files of the Unix sockets that requests come to go when this arbiter goes."""
+        return self._is_alone() and not self.systemd and not self.cfg.reuse_port
+
+    def _is_alone(self) -> bool:
+        """Whether there is no other arbiter that has the same sockets."""
+        return bool(self.reexec_pid == self.master_pid == 0)
+
+    def _close_sockets(self, listening: Iterable[Any]) -> None:
+        """Close listening sockets, with their files where these are ours; nobody else makes the bus socket's."""
+        for it in listening:
+            owned = self._is_alone() if isinstance(it, BusSocket) else self.owns_socket_files()
+            sockets.close([it], unlink=owned)
 
     def _rung(self, *_: object) -> None:
         self.wakeup()
@@ -254,7 +264,7 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
             # gunicorn has said why before SystemExit.
             reason = "" if isinstance(error, SystemExit) else error
             self.log.error("Reload failed, the old configuration stays in force. %s", reason)
-            sockets.close([it for it in listening if it not in before], unlink=self.owns_socket_files())
+            self._close_sockets(it for it in listening if it not in before)
             self._return_to(former)
             return
         self.log.reopen_files()
@@ -341,7 +351,7 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
         before = self._generations.sockets()
         yield
         needed = self._generations.sockets()
-        sockets.close([it for it in before if it not in needed], unlink=self.owns_socket_files())
+        self._close_sockets(it for it in before if it not in needed)
 
     # --- other signals
 
@@ -357,7 +367,7 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
             # The listener may have ended a moment ago, and connections wait in the kernel's queues for the next one.
             self._listeners.reap()
             self._watch_listener(pause=False)
-        sockets.close(self._generations.sockets(), unlink=self.owns_socket_files())
+        self._close_sockets(self._generations.sockets())
         self.LISTENERS = []
         for generation in self._generations:
             generation.sockets.clear()

@@ -242,6 +242,13 @@ def test_only_when_asked_for(tmp_path: Path) -> None:
         assert list(tmp_path.rglob("*.sock")) == []
 
 
+def test_file_goes_where_gunicorns_stay(tmp_path: Path) -> None:
+    """gunicorn leaves what it shares with other servers, but nobody shares the bus socket."""
+    with server_with(tmp_path / "bus", "--reuse-port", app="whoami:app"):
+        assert (tmp_path / "bus").is_socket()
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_mode(tmp_path: Path) -> None:
     """Who may use it is the user's to say; the umask is none of it."""
     with server_with(tmp_path / "bus", "--bus-socket-mode", "666", "--umask", "0077", app="whoami:app"):
