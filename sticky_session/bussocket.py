@@ -70,6 +70,8 @@ def listen(options: Options, cfg: Any, known: Iterable[Any] = ()) -> list[BusSoc
 def offer(bus_socket: BusSocket | None, environ: MutableMapping[str, str]) -> Iterator[None]:
     """Around the fork and exec of a new arbiter: let it have the socket."""
     if bus_socket is None:
+        # What this arbiter was started with, and is not listening on any more, may still be in there.
+        environ.pop(VARIABLE, None)
         yield
         return
     os.set_inheritable(bus_socket.fileno(), True)

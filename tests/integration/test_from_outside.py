@@ -475,6 +475,25 @@ def test_upgrade(tmp_path: Path) -> None:
     assert not path.exists()
 
 
+def test_upgrade_without_it(tmp_path: Path) -> None:
+    """USR2: an arbiter that was passed the socket, and is not to have one, can be replaced itself."""
+    path, config = tmp_path / "bus", tmp_path / "conf.py"
+    config.write_text(f"sticky_bus_socket = {os.fspath(path)!r}\n")
+    with Server("cluster:app", workers=1, args=("-c", os.fspath(config)), door="serve") as server:
+        config.write_text("")
+        arbiter = server.arbiter_pid
+        for _ in range(2):
+            mark, old = server.mark(), arbiter
+            os.kill(old, SIGUSR2)
+            arbiter = int(server.wait_for(r"Listening at: .* \((\d+)\)", after=mark)[1])
+            server.wait_for_listener(after=mark)
+            os.kill(old, SIGTERM)
+            wait_until(lambda old=old: not alive(old), 30, "the old arbiter is gone")  # type: ignore[misc]
+            server.wait_for("Master has been promoted", after=mark)
+        os.kill(arbiter, SIGTERM)
+        wait_until(lambda: not alive(arbiter), 30, "the new arbiter is gone")
+
+
 def test_messages_are_json(path: Path, server: Server) -> None:
     """Any program may write them: six bytes, a channel, and what python-socketio writes."""
     with members(server.port, CLIENTS, "websocket") as pair, socket.socket(socket.AF_UNIX) as sock:
