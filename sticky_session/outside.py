@@ -280,12 +280,22 @@ class Visit:
                     except ClusterError as error:
                         self._log.warning("A message from outside was refused: %s", error)
                         text = str(error).encode()[:1000]
-                        self._sock.sendall(_ANSWER.pack(_REFUSED, len(text)) + text)
+                        self._answer(_REFUSED, text)
                         return
                     if self._retiring:
                         # The sender goes on with another worker, whose messages must not overtake this one.
                         self._settle()
-                    self._sock.sendall(_ANSWER.pack(_SENT, 0))
+                    self._answer(_SENT)
+
+    def _answer(self, status: int, text: bytes = b"") -> None:
+        """Answer a message.
+
+        :raises TimeoutError: the sender doesn't read its answers
+        """
+        # Waited for without end, it would keep a worker that leaves until the graceful timeout.
+        self._sock.settimeout(WAIT_SECONDS)
+        self._sock.sendall(_ANSWER.pack(status, len(text)) + text)
+        self._sock.settimeout(None)
 
     def _take(self, head: bytes, stream: Any) -> bool:
         """Take the rest of a message, and publish it.

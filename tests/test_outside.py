@@ -385,6 +385,21 @@ def test_sender_goes_in_the_middle(size: int) -> None:
     assert published == lines == []
 
 
+def test_answers_are_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A sender that writes and never reads is not waited for for ever; it finds its connection closed."""
+    monkeypatch.setattr(outside, "WAIT_SECONDS", 0.1)
+
+    def send_for_ever(sock: socket.socket) -> None:
+        while True:
+            sock.sendall(message(encoded()) * 100)
+
+    with visited() as (sock, published, lines, _):
+        with pytest.raises((BrokenPipeError, ConnectionResetError)):
+            send_for_ever(sock)
+    assert published
+    assert lines == []
+
+
 def test_retiring() -> None:
     """A worker that leaves takes what was written whole; what comes then fails where it is written."""
     with visited() as (sock, published, _, visit):
