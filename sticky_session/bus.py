@@ -358,27 +358,30 @@ class Bus:
 
     # --- sending
 
-    def publish(self, channel: str, payload: bytes, sender: Inbox | None = None) -> None:
+    def publish(self, channel: str, payload: bytes, sender: Inbox | None = None, *, in_turn: bool = False) -> None:
         """Send to all who listen to a channel, without waiting. Any thread of the worker may call it.
 
         :param sender: the inbox that doesn't get it
+        :param in_turn: whether this process gets it only after all that others have sent to it before
         :raises ClusterError: it is too large
         """
         message = Message(channel, payload)
         if _get_ident() == self._thread:
-            self._send(channel, message, sender)
+            self._send(channel, message, sender, in_turn)
         else:
-            self._hub.loop.run_callback_threadsafe(self._send, channel, message, sender)
+            self._hub.loop.run_callback_threadsafe(self._send, channel, message, sender, in_turn)
 
-    def _send(self, channel: str, message: Message, sender: Inbox | None) -> None:
-        for inbox in self._inboxes.get(channel.encode(), ()):
+    def _send(self, channel: str, message: Message, sender: Inbox | None, in_turn: bool) -> None:
+        # By its own channel, for as long as it reads from there.
+        by_channel = in_turn and self._reader is not None
+        for inbox in () if by_channel else self._inboxes.get(channel.encode(), ()):
             if inbox is not sender:
                 inbox.put(message.payload)
         holder = self._table.holder
         with contextlib.closing(message):
             for slot in range(self._table.slots):
                 pid = holder(slot)
-                if pid and pid != self._pid:
+                if pid and (pid != self._pid or by_channel):
                     self._send_to(slot, pid, message)
 
     def is_sending(self) -> bool:

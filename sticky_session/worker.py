@@ -201,7 +201,8 @@ class Worker(GeventWorker):  # type: ignore[misc]
         :raises ClusterError: it can't be sent
         """
         assert self._bus is not None
-        self._bus.publish(channel, payload)
+        # What the sender has sent by another worker, which left, may still wait in this one's channel.
+        self._bus.publish(channel, payload, in_turn=True)
 
     def settle(self) -> None:
         """Wait until the other workers have been sent everything, for a moment."""

@@ -247,6 +247,28 @@ def test_queue_is_given_up_when_the_slot_is_vacated(generation: Generation, work
     successor.stop()
 
 
+def test_in_turn(workers: list[Worker]) -> None:
+    """What somebody has sent by a worker that left isn't overtaken by what he sends then by another."""
+    payloads = numbered(3 * bus.BURST)
+    leaving, other = workers[:2]
+    for payload in payloads:
+        leaving.bus.publish(CHANNEL, payload)
+    leaving.bus.stop()
+    other.bus.start()
+    other.bus.publish(CHANNEL, b"next", in_turn=True)
+    assert other.wait_for(len(payloads) + 1) == [*payloads, b"next"]
+
+
+def test_in_turn_while_nobody_reads(generation: Generation, workers: list[Worker]) -> None:
+    """A worker that leaves has nothing to wait for."""
+    workers[0].bus.start()
+    workers[0].bus.stop()
+    generation.table.vacate(0)
+    workers[1].bus.start()
+    workers[0].bus.publish(CHANNEL, b"x", in_turn=True)
+    assert workers[0].wait_for(1) == workers[1].wait_for(1) == [b"x"]
+
+
 def test_who_leaves_can_wait_for_its_queue(generation: Generation, workers: list[Worker]) -> None:
     """A worker knows whether somebody who is still there has not been sent everything."""
     assert not workers[0].bus.is_sending()
