@@ -385,10 +385,13 @@ class Bus:
                     self._send_to(slot, pid, message)
 
     def is_sending(self) -> bool:
-        """Whether anything is queued for workers that are still there."""
+        """Whether anything is queued for workers that are still there, and that this one can reach.
+
+        Who has left its slot is not told any more of slots that are newer.
+        """
         for slot, outbox in enumerate(self._outboxes):
             outbox.address(self._table.holder(slot))
-        return any(self._outboxes)
+        return any(outbox and outbox.end is not None for outbox in self._outboxes)
 
     def _outbox(self, slot: int) -> _Outbox:
         while slot >= len(self._outboxes):

@@ -280,6 +280,21 @@ def test_who_leaves_can_wait_for_its_queue(generation: Generation, workers: list
     assert workers[1].wait_for(5000) == numbered(5000)
 
 
+def test_who_leaves_does_not_wait_for_slots_that_it_never_reaches(
+    generation: Generation, workers: list[Worker]
+) -> None:
+    """Nobody brings the end of a newer slot's channel to a worker that has left."""
+    workers[0].bus.stop()
+    generation.grow(SLOTS + 1)
+    newer = Worker(generation, SLOTS)
+    generation.table.vacate(1)
+    generation.table.vacate(2)
+    workers[0].send(b"x")
+    assert workers[0].bus._outboxes[SLOTS]
+    assert not workers[0].bus.is_sending()
+    newer.stop()
+
+
 def test_order_of_what_had_to_wait(workers: list[Worker]) -> None:
     """What didn't fit into the channel at once comes after it, in order, and what is sent meanwhile after that."""
     payloads = numbered(5000, 200)
