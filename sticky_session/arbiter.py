@@ -284,6 +284,11 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
         """
         cfg = self.app.cfg
         check_settings(cfg)
+        buses = {it.cfg_addr for it in self._generations.sockets() if isinstance(it, BusSocket)}
+        for address in cfg.address:
+            # gunicorn would replace the file, and we would take the socket for one that is listened on already.
+            if isinstance(address, str) and os.path.abspath(address) in buses:
+                raise OptionError(f"bind=unix:{address}: the bus socket is there; choose another path, or restart")
         try:
             fits = hasattr(cfg.worker_class, "arbiter_class")
         except RuntimeError:

@@ -451,6 +451,23 @@ def test_reload(tmp_path: Path) -> None:
     assert [found.name for found in tmp_path.iterdir()] == ["conf.py"]
 
 
+def test_reload_with_a_bind_in_its_place(tmp_path: Path) -> None:
+    """HUP: requests can't come to the bus socket's path, and nothing changes."""
+    path, config = tmp_path / "bus", tmp_path / "conf.py"
+    bus = f"sticky_bus_socket = {os.fspath(path)!r}\n"
+    config.write_text(f"{bus}bind = '127.0.0.1:0'\n")
+    with Server("cluster:app", workers=2, args=("-c", os.fspath(config)), door="serve", bind=()) as server:
+        for text in (bus, ""):
+            config.write_text(f"{text}bind = 'unix:{path}'\n")
+            mark = server.mark()
+            server.signal(SIGHUP)
+            server.wait_for(f"Reload failed, .* bind=unix:{path}: the bus socket is there", after=mark)
+        with members(server.port, CLIENTS, "websocket") as pair:
+            manager = outside(path)
+            manager.emit("e", 1)
+            assert heard(manager, pair) == [[("e", (1,))]] * 2
+
+
 def test_upgrade(tmp_path: Path) -> None:
     """USR2: the new arbiter has the same socket, and the file goes with the last one."""
     path = tmp_path / "bus"
