@@ -134,7 +134,7 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
     def _close_sockets(self, listening: Iterable[Any]) -> None:
         """Close listening sockets, with their files where these are ours; nobody else makes the bus socket's."""
         for it in listening:
-            owned = self._is_alone() if isinstance(it, BusSocket) else self.owns_socket_files()
+            owned = self._is_alone() and it.is_in_place if isinstance(it, BusSocket) else self.owns_socket_files()
             sockets.close([it], unlink=owned)
 
     def _rung(self, *_: object) -> None:

@@ -33,12 +33,27 @@ class BusSocket:
     def __init__(self, sock: _socket.socket) -> None:
         self.sock = sock
         self.cfg_addr = sock.getsockname()
+        self._file = _file_at(self.cfg_addr)
 
     def __str__(self) -> str:
         return f"unix:{self.cfg_addr}"
 
+    @property
+    def is_in_place(self) -> bool:
+        """Whether the file at its path is still its own: somebody may have removed it, and another listens there."""
+        return self._file is not None and self._file == _file_at(self.cfg_addr)
+
     def __getattr__(self, name: str) -> Any:
         return getattr(self.sock, name)
+
+
+def _file_at(path: str) -> tuple[int, int] | None:
+    """What tells a file from others; None if there is none."""
+    try:
+        found = os.lstat(path)
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 def listen(options: Options, cfg: Any, known: Iterable[Any] = ()) -> list[BusSocket]:

@@ -276,6 +276,17 @@ def test_stale_file(tmp_path: Path) -> None:
     assert path.read_text() == "mine"
 
 
+def test_file_of_another_server(tmp_path: Path) -> None:
+    """A server whose file somebody has removed leaves alone the one that another has made there."""
+    path = tmp_path / "bus"
+    with server_with(path, app="whoami:app") as first:
+        path.unlink()
+        with server_with(path):
+            first.stop()
+            outside(path).emit("e", 1)
+    assert not path.exists()
+
+
 def test_without_a_bus(tmp_path: Path) -> None:
     """There must be a bus to send to."""
     with server_with(tmp_path / "bus", "--no-bus", ready=False) as server:
