@@ -331,6 +331,8 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
         generation.surroundings.restore()
         generation.surroundings = None
         self.app.__dict__.update(generation.app.__dict__)
+        with contextlib.suppress(OptionError):
+            bussocket.listen(generation.options, generation.cfg, generation.sockets)
         if self.cfg is not generation.cfg:
             self.setup(self.app)
             self._num_workers = generation.wanted

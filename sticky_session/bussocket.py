@@ -43,6 +43,12 @@ class BusSocket:
         """Whether the file at its path is still its own: somebody may have removed it, and another listens there."""
         return self._file is not None and self._file == _file_at(self.cfg_addr)
 
+    def admit(self, mode: int, cfg: Any) -> None:
+        """Let those use it that the configuration names."""
+        if self.is_in_place:
+            os.chown(self.cfg_addr, cfg.uid, cfg.gid)
+            os.chmod(self.cfg_addr, mode)
+
     def __getattr__(self, name: str) -> Any:
         return getattr(self.sock, name)
 
@@ -59,19 +65,24 @@ def _file_at(path: str) -> tuple[int, int] | None:
 def listen(options: Options, cfg: Any, known: Iterable[Any] = ()) -> list[BusSocket]:
     """Listen on the path that the options name.
 
-    :param known: sockets that are listened on already, and may be it
+    :param known: sockets that are listened on already, and may be it; then only who may use it changes
     :returns: the socket, or nothing if the options name no path
     :raises OptionError: it can't be done: the path has no folder, is somebody's, or is no socket
     """
     path = options.bus_socket
     if path == OFF:
         return []
+    mode = int(options.bus_socket_mode, 8)
     for it in known:
         if isinstance(it, BusSocket) and it.cfg_addr == path:
+            try:
+                it.admit(mode, cfg)
+            except OSError as error:
+                raise OptionError(f"bus_socket={path}: its owner can't be changed: {error.strerror}") from None
             return [it]
     sock = _socket.socket(AF_UNIX, SOCK_STREAM)
     try:
-        bind_unix(sock, path, cfg, 0o777 & ~int(options.bus_socket_mode, 8))
+        bind_unix(sock, path, cfg, 0o777 & ~mode)
     except OSError as error:
         handoff.close(sock.detach())
         raise OptionError(

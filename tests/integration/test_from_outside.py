@@ -462,6 +462,30 @@ def test_reload(tmp_path: Path) -> None:
     assert [found.name for found in tmp_path.iterdir()] == ["conf.py"]
 
 
+def test_reload_of_the_mode(tmp_path: Path) -> None:
+    """HUP: another mode is the file's from then on, and the former one's if the reload fails."""
+    path, config = tmp_path / "bus", tmp_path / "conf.py"
+
+    def configure(mode: str, more: str = "") -> None:
+        config.write_text(f"sticky_bus_socket = {os.fspath(path)!r}\nsticky_bus_socket_mode = {mode!r}\n{more}")
+
+    configure("666")
+    with Server("whoami:app", workers=1, args=("-c", os.fspath(config)), door="serve") as server:
+        assert mode_of(path) == "srw-rw-rw-"
+        configure("600")
+        mark = server.mark()
+        server.signal(SIGHUP)
+        server.wait_for_listener(after=mark)
+        assert mode_of(path) == "srw-------"
+        hook = "def post_fork(arbiter, worker): raise ValueError"
+        for broken, why in (("pidfile = '/no/such/place'", "Reload failed"), (hook, "The others go on serving")):
+            configure("666", broken)
+            mark = server.mark()
+            server.signal(SIGHUP)
+            server.wait_for(why, after=mark)
+            wait_until(lambda: mode_of(path) == "srw-------", what="the former mode is back")
+
+
 def test_reload_with_a_bind_in_its_place(tmp_path: Path) -> None:
     """HUP: requests can't come to the bus socket's path, and nothing changes."""
     path, config = tmp_path / "bus", tmp_path / "conf.py"
