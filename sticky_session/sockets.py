@@ -7,6 +7,7 @@ import contextlib
 import fcntl
 import os
 import stat
+import time
 from collections.abc import Iterable
 from socket import AF_INET, AF_INET6, AF_UNIX, SOCK_STREAM
 from typing import Any
@@ -16,6 +17,9 @@ from gunicorn.util import is_ipv6
 
 from sticky_session import handoff
 from sticky_session.errors import OptionError
+
+# How long another server that makes a socket in the same folder is waited for.
+LOCK_SECONDS = 2.0
 
 
 def listen_on(cfg: Any, log: Any, listening: Iterable[Any]) -> list[Any]:
@@ -78,7 +82,7 @@ def bind_unix(sock: _socket.socket, path: str, cfg: Any, umask: int) -> None:
     folder = os.open(os.path.dirname(path) or ".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         # Another server must not come between our look and our bind, nor find us bound and not listening yet.
-        fcntl.flock(folder, fcntl.LOCK_EX)
+        _lock(folder)
         _remove_stale(path)
         before = os.umask(umask)
         try:
@@ -89,6 +93,20 @@ def bind_unix(sock: _socket.socket, path: str, cfg: Any, umask: int) -> None:
         sock.listen(cfg.backlog)
     finally:
         handoff.close(folder)
+
+
+def _lock(folder: int) -> None:
+    """Lock a folder, but don't wait for ever: servers lock it for a moment, and whoever can read it for as long as he
+    likes.
+    """
+    deadline = time.monotonic() + LOCK_SECONDS
+    while time.monotonic() < deadline:
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            time.sleep(0.01)
+        else:
+            return
 
 
 def _remove_stale(path: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import socket
@@ -274,6 +275,17 @@ def test_stale_file(tmp_path: Path) -> None:
             assert second.wait() == 1
             assert f"bus_socket={place}: {why}; expected a path where a socket can be made" in second.log
     assert path.read_text() == "mine"
+
+
+def test_folder_is_locked(tmp_path: Path) -> None:
+    """Who locks the folder, as everybody may with /tmp, keeps no server from starting."""
+    folder = os.open(tmp_path, os.O_RDONLY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)
+        with server_with(tmp_path / "bus", app="whoami:app"):
+            assert (tmp_path / "bus").is_socket()
+    finally:
+        os.close(folder)
 
 
 def test_file_of_another_server(tmp_path: Path) -> None:
