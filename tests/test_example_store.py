@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import sqlite3
 import subprocess
 import sys
 from pathlib import Path
@@ -130,3 +132,18 @@ store.say(me, 'parent')
         forked.communicate(timeout=60)
     assert forked.returncode == 0
     assert [said["text"] for said in Store(tmp_path / "chat").snapshot("lobby")["history"]] == ["child", "parent"]
+
+
+def test_file_that_somebody_reads(tmp_path: Path) -> None:
+    """A transaction that can't be committed is over, and the next one has nothing to do with it."""
+    database = Store(tmp_path / "chat")
+    ada = person("Ada")
+    database.arrive(ada)
+    database._database().execute("PRAGMA busy_timeout = 10")
+    with contextlib.closing(sqlite3.connect(tmp_path / "chat")) as reader:
+        rows = reader.execute("SELECT * FROM sqlite_master")
+        rows.fetchone()
+        with pytest.raises(sqlite3.OperationalError, match="locked"):
+            database.depart(ada.sid)
+        rows.close()
+    assert names(database.people("lobby")) == ["Ada"]

@@ -118,10 +118,12 @@ class Store:
         database.execute("BEGIN IMMEDIATE")
         try:
             yield database
+            database.execute("COMMIT")
         except BaseException:
-            database.execute("ROLLBACK")
+            # Of some errors SQLite rolls back by itself.
+            if database.in_transaction:
+                database.execute("ROLLBACK")
             raise
-        database.execute("COMMIT")
 
     def _database(self) -> sqlite3.Connection:
         # One for each process, opened at its first use: a connection that a fork copies would corrupt the file.
