@@ -45,9 +45,19 @@ class BusSocket:
 
     def admit(self, mode: int, cfg: Any) -> None:
         """Let those use it that the configuration names."""
-        if self.is_in_place:
-            os.chown(self.cfg_addr, cfg.uid, cfg.gid)
-            os.chmod(self.cfg_addr, mode)
+        try:
+            descriptor = os.open(self.cfg_addr, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return
+        try:
+            found = os.fstat(descriptor)
+            if (found.st_dev, found.st_ino) == self._file:
+                # Not by its path, where whoever may write to the folder could put something else now.
+                place = f"/proc/self/fd/{descriptor}"
+                os.chown(place, cfg.uid, cfg.gid)
+                os.chmod(place, mode)
+        finally:
+            handoff.close(descriptor)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.sock, name)

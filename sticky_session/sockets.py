@@ -89,7 +89,8 @@ def bind_unix(sock: _socket.socket, path: str, cfg: Any, umask: int) -> None:
             sock.bind(path)
         finally:
             os.umask(before)
-        os.chown(path, cfg.uid, cfg.gid)
+        # Whoever may write to the folder could have put a link in its place.
+        os.chown(path, cfg.uid, cfg.gid, follow_symlinks=False)
         sock.listen(cfg.backlog)
     finally:
         handoff.close(folder)
