@@ -220,6 +220,11 @@ class _Outbox:
     def __len__(self) -> int:
         return len(self._messages)
 
+    @property
+    def is_half_full(self) -> bool:
+        """Whether it may soon have to drop something."""
+        return 2 * self._bytes > QUEUE_BYTES or 2 * len(self._messages) > QUEUE_MESSAGES
+
     def address(self, pid: int) -> None:
         """Begin anew if it is another worker now."""
         if pid != self.addressee:
@@ -392,6 +397,10 @@ class Bus:
         for slot, outbox in enumerate(self._outboxes):
             outbox.address(self._table.holder(slot))
         return any(outbox and outbox.end is not None for outbox in self._outboxes)
+
+    def is_crowded(self) -> bool:
+        """Whether messages may soon have to be dropped."""
+        return any(outbox.is_half_full for outbox in self._outboxes)
 
     def _outbox(self, slot: int) -> _Outbox:
         while slot >= len(self._outboxes):

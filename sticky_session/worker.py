@@ -8,6 +8,7 @@ import resource
 import signal
 import sys
 import time
+from collections.abc import Callable
 from typing import Any
 
 import gevent
@@ -24,7 +25,7 @@ from sticky_session.server import Server
 
 # Descriptors that the app, logs and the hub need beside the connections'.
 SPARE_DESCRIPTORS = 64
-# How long a worker that leaves has senders outside wait until others have their messages: one may be hanging.
+# How long senders outside have to wait until other workers have their messages: one may be hanging.
 SETTLE_SECONDS = 2.0
 # python-engineio's own default of max_http_buffer_size.
 DEFAULT_MESSAGE_BYTES = 1_000_000
@@ -196,19 +197,20 @@ class Worker(GeventWorker):  # type: ignore[misc]
         self.retire(drain=True)
 
     def publish(self, channel: str, payload: bytes) -> None:
-        """Send a message to the Socket.IO servers of all workers, this one's, too.
+        """Send a message from outside to the Socket.IO servers of all workers, this one's, too.
+
+        It waits a moment for workers that are far behind: a sender who is faster would have messages dropped.
 
         :raises ClusterError: it can't be sent
         """
         assert self._bus is not None
         # What the sender has sent by another worker, which left, may still wait in this one's channel.
         self._bus.publish(channel, payload, in_turn=True)
+        wait_while(self._bus.is_crowded)
 
     def settle(self) -> None:
         """Wait until the other workers have been sent everything, for a moment."""
-        deadline = time.monotonic() + SETTLE_SECONDS
-        while self._is_sending() and time.monotonic() < deadline:
-            gevent.sleep(0.01)
+        wait_while(self._is_sending)
 
     def count_request(self) -> None:
         """One more request has been taken: ``max_requests``."""
@@ -237,6 +239,13 @@ class Worker(GeventWorker):  # type: ignore[misc]
         if self._message_bytes is None:
             self._message_bytes = self.options.message_bytes or engineio_message_bytes() or DEFAULT_MESSAGE_BYTES
         return self._message_bytes
+
+
+def wait_while(condition: Callable[[], bool]) -> None:
+    """Let others run for as long as it holds, but no longer than a moment."""
+    deadline = time.monotonic() + SETTLE_SECONDS
+    while condition() and time.monotonic() < deadline:
+        gevent.sleep(0.01)
 
 
 # The worker that this process is, if it is one.

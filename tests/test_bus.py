@@ -349,6 +349,18 @@ def test_dropped_messages_are_reported_now_and_then(workers: list[Worker], monke
     assert sum(metric["value"] for metric in sender.log.metrics) >= 2000
 
 
+def test_crowded(workers: list[Worker], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before anything is dropped, who can wait is told to."""
+    monkeypatch.setattr(bus, "QUEUE_MESSAGES", 1000)
+    while not workers[0].bus.is_crowded():
+        workers[0].send(b"x")
+    assert not workers[0].log.warnings
+    assert not workers[0].bus._dropped
+    for worker in workers[1:]:
+        worker.bus.start()
+    wait_for(lambda: not workers[0].bus.is_crowded(), "others are no longer far behind")
+
+
 def test_queue_is_bounded_by_bytes(workers: list[Worker], monkeypatch: pytest.MonkeyPatch) -> None:
     """However large messages are, only so many bytes are kept for a slot."""
     monkeypatch.setattr(bus, "QUEUE_BYTES", 1_000_000)
