@@ -150,7 +150,7 @@ class Table:
         return self._times[_BEAT]
 
     def set_ring(self, workers: int) -> None:
-        """Listener: connections are routed by a ring of this size from now on."""
+        """Listener, and arbiter before the first one: connections are routed by a ring of this size from now on."""
         self._numbers[_RING] = workers
 
     @property

@@ -82,6 +82,8 @@ class Succession:
             return
         self.old.append(self.current)
         self.current, self.next = upcoming, None
+        # Proxies' connections that the former workers leave may come to its own before the listener does.
+        upcoming.table.set_ring(upcoming.ring_size)
         self._listeners.stop(signal.SIGTERM)
 
     # --- the current ring's size
