@@ -160,14 +160,14 @@ def test_very_many_moves() -> None:
         assert "Traceback" not in server.log
 
 
-def test_workers_that_a_connection_has_left(impatient: Server) -> None:
+def test_workers_that_a_connection_has_left() -> None:
     """Their epoll objects do not tell them of it any more."""
-    pids = [impatient.worker_pids[slot] for slot in (0, 1)]
-    with Upstream(impatient.port) as upstream:
+    with Server(workers=2, args=("--keep-alive", "60")) as server, Upstream(server.port) as upstream:
+        pids = list(server.worker_pids.values())
         for client in strangers(5, 2):
             assert upstream.ask(client).json()["slot"] == home(client, 2)
-            inode = inode_of(impatient.port, upstream.sock.getsockname())
-            wait_until(lambda: watchers(inode, pids) == [impatient.worker_pids[home(client, 2)]])  # noqa: B023
+            inode = inode_of(server.port, upstream.sock.getsockname())
+            wait_until(lambda: watchers(inode, pids) == [server.worker_pids[home(client, 2)]])  # noqa: B023
 
 
 def test_moves_of_many_connections() -> None:
