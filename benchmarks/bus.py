@@ -43,15 +43,18 @@ ROUND_MESSAGES = 8000
 
 
 @contextlib.contextmanager
-def servers(workers: int) -> Iterator[dict[str, tuple[Server, list[int]]]]:
-    """Ours and one with Redis, each with its processes."""
-    with tempfile.TemporaryDirectory() as folder, Redis(Path(folder)) as redis:
-        with Server("cluster:app", workers=workers) as ours:
-            with Server("cluster:app", workers=workers, env={"MANAGER": redis.url}) as theirs:
-                yield {
-                    "ClusterManager": (ours, process_tree(ours.pid)),
-                    "RedisManager": (theirs, [*process_tree(theirs.pid), *process_tree(redis.pid)]),
-                }
+def servers(workers: int) -> Iterator[tuple[dict[str, tuple[Server, list[int]]], Server]]:
+    """Ours and one with Redis, each with its processes; and one whose worker has nobody to tell."""
+    with contextlib.ExitStack() as stack:
+        redis = stack.enter_context(Redis(Path(stack.enter_context(tempfile.TemporaryDirectory()))))
+        ours = stack.enter_context(Server("cluster:app", workers=workers))
+        theirs = stack.enter_context(Server("cluster:app", workers=workers, env={"MANAGER": redis.url}))
+        alone = stack.enter_context(Server("cluster:app", workers=1, env={"STICKY_SESSION_BUS": "0"}))
+        both = {
+            "ClusterManager": (ours, process_tree(ours.pid)),
+            "RedisManager": (theirs, [*process_tree(theirs.pid), *process_tree(redis.pid)]),
+        }
+        yield both, alone
 
 
 def hear(listeners: list[Guest], others: list[Guest], number: int) -> None:
@@ -82,22 +85,37 @@ def wait_for_link(speaker: Guest, listeners: list[Guest]) -> None:
         read([speaker, *listeners], 1)
 
 
+def measure_latencies(speaker: Guest, listeners: list[Guest], size: int) -> list[float]:
+    """From when the speaker has its worker emit to when the first listener has received it, in seconds."""
+    wait_for_link(speaker, listeners)
+    taken = []
+    for _ in range(LATENCIES):
+        for guest in listeners:
+            guest.heard.pop("s", None)
+        began = time.perf_counter()
+        command(speaker, "flood", "s", 1, size)
+        hear(listeners[:1], [speaker], 0)
+        taken.append(time.perf_counter() - began)
+        hear(listeners, [speaker], 0)
+    return taken
+
+
+def measure_alone(server: Server, size: int) -> list[float]:
+    """One round of latencies where both clients are the same worker's."""
+    with contextlib.ExitStack() as stack:
+        guests = [Guest(server.port, address) for address in clients_of(0, 2, workers=1)]
+        for guest in guests:
+            stack.callback(guest.sock.close)
+        return measure_latencies(guests[0], guests[1:], size)
+
+
 def measure(server: Server, pids: list[int], workers: int, size: int) -> tuple[list[float], float, float]:
     """One round: latencies in seconds, messages a second, CPU seconds for each message."""
     addresses = [clients_of(slot, 1, workers=workers)[0] for slot in range(workers)]
     guests = [Guest(server.port, address) for address in addresses]
     speaker, listeners = guests[0], guests[1:]
     try:
-        wait_for_link(speaker, listeners)
-        taken = []
-        for _ in range(LATENCIES):
-            for guest in listeners:
-                guest.heard.pop("s", None)
-            began = time.perf_counter()
-            command(speaker, "flood", "s", 1, size)
-            hear(listeners[:1], [speaker], 0)
-            taken.append(time.perf_counter() - began)
-            hear(listeners, [speaker], 0)
+        taken = measure_latencies(speaker, listeners, size)
         count = min(ROUND_MESSAGES, ROUND_BYTES // size)
         for guest in listeners:
             guest.heard.pop("s", None)
@@ -135,10 +153,14 @@ class Figures:
         )
 
 
-def compare(workers: int, size: int, ours: Figures, redis: Figures) -> str:
-    """A row of the table: ours, that of Redis, and the ratio."""
+def compare(workers: int, size: int, ours: Figures, redis: Figures, alone: float) -> str:
+    """A row of the table: ours, that of Redis, and the ratio.
+
+    :param alone: the median latency within one worker
+    """
     cells = [
         (ours.p50 * 1e6, redis.p50 * 1e6, ours.p50 / redis.p50),
+        ((ours.p50 - alone) * 1e6, (redis.p50 - alone) * 1e6, (ours.p50 - alone) / (redis.p50 - alone)),
         (ours.p99 * 1e6, redis.p99 * 1e6, ours.p99 / redis.p99),
         (ours.rate, redis.rate, ours.rate / redis.rate),
         (ours.cpu * 1e6, redis.cpu * 1e6, ours.cpu / redis.cpu),
@@ -167,11 +189,13 @@ One app with `sticky_session.ClusterManager` and with python-socketio's `RedisMa
 
 - Latency: a client has its worker emit, a client of another worker receives it, and nothing else goes on. It is from
   the first client's send to the second's receipt, so both clients' ways to their workers are in both figures.
+- The way between: what is left of the median latency without that of two clients of one worker, which has nobody to
+  tell. That is python-socketio's, the worker's and the clients' own work.
 - Messages: one worker emits as fast as it can, and a client on each of the others receives them all.
 - CPU: of all workers, and of Redis, for each message emitted.
 
-| workers | bytes | latency p50, µs | p99, µs | messages/s | CPU, µs per message |
-| ---: | ---: | ---: | ---: | ---: | ---: |
+| workers | bytes | latency p50, µs | the way between, µs | p99, µs | messages/s | CPU, µs per message |
+| ---: | ---: | ---: | ---: | ---: | ---: | ---: |
 {chr(10).join(rows)}
 
 Goals: half the latency, three times the messages, less CPU.
@@ -187,16 +211,19 @@ def main() -> None:
     given = parser.parse_args()
     rows = []
     for workers in given.workers:
-        with servers(workers) as both:
+        with servers(workers) as (both, alone):
             for size in given.sizes:
                 samples: dict[str, list[tuple[list[float], float, float]]] = {name: [] for name in both}
+                near: list[float] = []
                 for number in range(ROUNDS):
                     print(
                         f"{workers} workers, {size} bytes, round {number + 1} of {ROUNDS}", file=sys.stderr, flush=True
                     )
                     for name, (server, pids) in both.items():
                         samples[name].append(measure(server, pids, workers, size))
-                rows.append(compare(workers, size, *(Figures.of(samples[name]) for name in both)))
+                    near += measure_alone(alone, size)
+                figures = [Figures.of(samples[name]) for name in both]
+                rows.append(compare(workers, size, *figures, statistics.median(near)))
     text = render(rows)
     print(text)
     if not given.print:
