@@ -14,7 +14,8 @@ def app(environ, start_response):
         return whoami.app(environ, start_response)
     answer = {**whoami.whoami(environ), "query": environ["QUERY_STRING"]}
     if path == "/begin":
-        print(f"begun {environ['QUERY_STRING']}", file=sys.stderr, flush=True)
+        # In one piece: print() writes the line's end by itself, and other workers' lines could come between.
+        sys.stderr.write(f"begun {environ['QUERY_STRING']}\n")
     if path != "/unread":
         body = environ["wsgi.input"].read()
         answer["digest"] = hashlib.sha256(body).hexdigest()

@@ -40,7 +40,8 @@ import sys
 def note(what, worker, req):
     path = req.uri
     if "?hook" in path:
-        print(f"{what} {path} {worker.pid}", file=sys.stderr, flush=True)
+        # In one piece: print() writes the line's end by itself, and other workers' lines could come between.
+        sys.stderr.write(f"{what} {path} {worker.pid}\\n")
 
 def pre_request(worker, req):
     note("before", worker, req)
