@@ -22,6 +22,7 @@ import ctypes
 import http.client
 import json
 import os
+import random
 import re
 import socket
 import ssl
@@ -181,6 +182,16 @@ def addresses(count: int, start: int = 0) -> list[str]:
         f"127.{1 + number // (254 * 254)}.{1 + number // 254 % 254}.{1 + number % 254}"
         for number in range(start, start + count)
     ]
+
+
+def free_port() -> int:
+    """A port that nobody listens on. It is out of the range that the kernel gives away by itself."""
+    low, _ = map(int, Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split())
+    while True:
+        port = random.randrange(10_000, low)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("", port))
+            return port
 
 
 def connect(port: int, address: str = ADDRESS, *, host: str = HOST, timeout: float = 20.0) -> socket.socket:

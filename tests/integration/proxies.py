@@ -24,20 +24,13 @@ from pathlib import Path
 from signal import SIGTERM, SIGWINCH
 from typing import TypeVar
 
-from harness import COMMANDS, HOST, START_SECONDS, STOP_SECONDS, Process, wait_until
+from harness import COMMANDS, HOST, START_SECONDS, STOP_SECONDS, Process, free_port, wait_until
 
 _P = TypeVar("_P", bound="Proxy")
 
 _NGINX_STREAM = Path("/usr/lib/nginx/modules/ngx_stream_module.so")
 _APACHE_MODULES = Path("/usr/lib/apache2/modules")
 _APACHE_USER = "www-data"  # as root Apache wants one for its children
-
-
-def free_port() -> int:
-    """A TCP port that nothing listens at: a proxy is told its port, and can't choose one."""
-    with socket.socket() as probe:
-        probe.bind((HOST, 0))
-        return int(probe.getsockname()[1])
 
 
 @contextlib.contextmanager

@@ -14,8 +14,7 @@ import pytest
 
 from browser import Browser
 from chatters import CHAT, SECONDS, ChatPage, Chatter, NodeGuest, chat_page, chat_server
-from harness import HOST, Script, Server, connect, get, wait_until
-from proxies import free_port
+from harness import HOST, Script, Server, connect, free_port, get, wait_until
 
 TAG = "<img src=x onerror='window.hurt = true'>"  # 40 characters
 TAG_NAME = "<b onclick=alert(1)>"

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
-import random
 import signal
 import socket
 import stat
@@ -27,6 +25,7 @@ from harness import (
     children,
     connect,
     descriptors,
+    free_port,
     get,
     kill_all,
     wait_until,
@@ -60,16 +59,6 @@ def cluster(source: str, workers: int | None = None, env: dict[str, str] | None 
 
 def listen_script(more: str = "workers=2") -> str:
     return LISTEN.format(more=more)
-
-
-def free_port() -> int:
-    """A port that nobody listens on. It is out of the range that the kernel gives away by itself."""
-    low, _ = map(int, Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split())
-    while True:
-        port = random.randrange(10_000, low)
-        with socket.socket() as probe, contextlib.suppress(OSError):
-            probe.bind(("", port))
-            return port
 
 
 def who(port: int, address: str = ADDRESS) -> Any:

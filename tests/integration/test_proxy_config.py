@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from harness import ADDRESS, APPS, COMMANDS, HOST, Client, Process, Server, addresses, get
-from proxies import NEWER, PROXIES, Apache, Caddy, Haproxy, Nginx, Proxy, free_port, open_folder, version
+from harness import ADDRESS, APPS, COMMANDS, HOST, Client, Process, Server, addresses, free_port, get
+from proxies import NEWER, PROXIES, Apache, Caddy, Haproxy, Nginx, Proxy, open_folder, version
 from sticky_session import proxyconfig
 from sticky_session.proxyconfig import HEADER, PROXY_PROTOCOL
 from websocket_wire import CLOSE, TEXT, WebSocketWire, frame

@@ -11,7 +11,7 @@ from signal import SIGHUP, SIGKILL, SIGTERM
 
 import pytest
 
-from harness import APPS, Load, Server, addresses, get, wait_until
+from harness import APPS, Load, Server, addresses, free_port, get, wait_until
 from midway import children_and_zombies
 from pending import UnixClient, is_refused
 from test_upgrade_usr2 import end, upgrade
@@ -20,13 +20,6 @@ APP = """
 {extra}
 from whoami import app
 """
-
-
-def free_port() -> int:
-    """A port that nobody listens on."""
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
 
 
 class Site:
