@@ -1,7 +1,8 @@
 """The Socket.IO client manager that lets every worker reach the clients of all: python-socketio's, over the bus.
 
 python-socketio's ``PubSubManager`` does what there is to do (rooms, acknowledgements, disconnecting across processes)
-over anything that has ``_publish`` and ``_listen``. A message is JSON, as its ``RedisManager`` writes it.
+over anything that has ``_publish`` and ``_listen``. A message is JSON, as its ``RedisManager`` writes it; only an emit
+without a callback, which may be for many, is encoded once by the sender and delivered as it is, see :mod:`.emission`.
 
 A manager is made when the app is loaded, which may be before the fork or in no worker at all. It *joins* when the
 worker has its bus; one that has not joined acts as python-socketio's manager for a single process. One that only writes
@@ -22,10 +23,12 @@ from typing import Any
 from weakref import WeakSet
 
 import socketio
-from socketio.packet import Packet
+from engineio import packet as engineio_packet
+from socketio.packet import EVENT, Packet
 
 from sticky_session.bus import Bus, Inbox, current_bus
 from sticky_session.config import OFF, OPTIONS
+from sticky_session.emission import FORMAT, Emission
 from sticky_session.errors import ClusterError
 from sticky_session.outside import Sender
 
@@ -116,11 +119,40 @@ class ClusterManager(socketio.PubSubManager):  # type: ignore[misc]
 
     # --- as in a single process, while there is no bus
 
-    def emit(self, event: str, data: Any, namespace: str | None = None, *args: Any, **kwargs: Any) -> None:
+    def emit(
+        self,
+        event: str,
+        data: Any,
+        namespace: str | None = None,
+        room: Any = None,
+        skip_sid: Any = None,
+        callback: Any = None,
+        to: Any = None,
+        **options: Any,
+    ) -> None:
         """Emit to a client, a room, or all, of this worker and the others; as ``socketio.Server.emit``."""
+        namespace, room = namespace or "/", to or room
         if self._is_alone:
-            kwargs["ignore_queue"] = True
-        super().emit(event, data, namespace or "/", *args, **kwargs)
+            options["ignore_queue"] = True
+        if self._bus is None or callback is not None or options.get("ignore_queue") or not self._writes_packets:
+            super().emit(event, data, namespace, room, skip_sid, callback, **options)
+            return
+        arguments = [] if data is None else list(data) if isinstance(data, tuple) else [data]
+        encoded = Packet(EVENT, namespace=namespace, data=[event, *arguments]).encode()
+        emission = Emission(
+            self.host_id,
+            namespace,
+            room,
+            skip_sid if isinstance(skip_sid, list) else [skip_sid],
+            encoded if isinstance(encoded, list) else [encoded],
+        )
+        try:
+            payload = emission.pack()
+        except (TypeError, ValueError) as error:
+            raise _unwritable("emit", room, error) from None
+        # A message that can't be sent reaches nobody.
+        self._bus.publish(self.channel, payload, self._inbox)
+        self._deliver(emission)
 
     def can_disconnect(self, sid: str, namespace: str) -> Any:
         """Whether the client is this worker's; if it is not, the others are asked to disconnect it."""
@@ -162,11 +194,7 @@ class ClusterManager(socketio.PubSubManager):  # type: ignore[misc]
         try:
             payload = self._json.dumps(data).encode()
         except (TypeError, ValueError) as error:
-            raise ClusterError(
-                f"{data['method']} to room {data.get('room')!r} can't be sent to the other workers: {error}. "
-                "Data and the names of rooms must be what JSON has, or bytes; STICKY_SESSION_BUS=0 keeps "
-                "everything in this worker"
-            ) from None
+            raise _unwritable(data["method"], data.get("room"), error) from None
         if self._bus is not None:
             self._bus.publish(self.channel, payload, self._inbox)
         elif self._sender is not None:
@@ -179,9 +207,41 @@ class ClusterManager(socketio.PubSubManager):  # type: ignore[misc]
                 _BUS_SOCKET.environment,
             )
 
-    def _listen(self) -> Iterator[bytes]:
+    def _listen(self) -> Iterator[bytes | dict[str, Any]]:
         assert self._inbox is not None
-        return iter(self._inbox)
+        for payload in self._inbox:
+            if payload[0] == FORMAT:
+                emission = Emission.unpack(payload)
+                yield {"method": "emit", "host_id": emission.sender, "emission": emission}
+            else:
+                yield payload
+
+    @property
+    def _writes_packets(self) -> bool:
+        """Whether the server's clients get what :mod:`.emission` carries, and no other serializer's packets."""
+        return self.server is not None and self.server.packet_class is Packet
+
+    def _handle_emit(self, message: dict[str, Any]) -> None:
+        if "emission" in message:
+            self._deliver(message["emission"])
+        else:
+            super()._handle_emit(message)
+
+    def _deliver(self, emission: Emission) -> None:
+        """Send an emission to those of our own clients whom it is for."""
+        if not self._writes_packets:
+            text, *attachments = emission.parts
+            packet = Packet(encoded_packet=text)
+            for attachment in attachments:
+                packet.add_attachment(attachment)
+            event, *data = packet.data
+            super().emit(event, tuple(data), emission.namespace, emission.room, emission.skipped, ignore_queue=True)
+            return
+        packets = [engineio_packet.Packet(engineio_packet.MESSAGE, part) for part in emission.parts]
+        for sid, eio_sid in self.get_participants(emission.namespace, emission.room):
+            if sid not in emission.skipped:
+                for packet in packets:
+                    self.server._send_eio_packet(eio_sid, packet)
 
     def _handle_disconnect(self, message: dict[str, Any]) -> None:
         if self.server is not None:
@@ -197,6 +257,14 @@ class ClusterManager(socketio.PubSubManager):  # type: ignore[misc]
     def _json(self) -> Any:
         # python-socketio before 5.16.1 has no choice of it.
         return getattr(self, "json", json)
+
+
+def _unwritable(method: str, room: Any, error: Exception) -> ClusterError:
+    return ClusterError(
+        f"{method} to room {room!r} can't be sent to the other workers: {error}. "
+        "Data and the names of rooms must be what JSON has, or bytes; STICKY_SESSION_BUS=0 keeps "
+        "everything in this worker"
+    )
 
 
 def default_path() -> str | None:
