@@ -29,9 +29,9 @@ from collections.abc import Callable
 from struct import Struct
 from typing import Any
 
+from sticky_session.bus import MAX_CHANNEL_BYTES, MAX_MESSAGE_BYTES
 from sticky_session.errors import ClusterError, UnconfirmedError
 
-MAX_MESSAGE_BYTES = 64 * 2**20
 # How long a sender waits for its message to be taken, and then for the answer.
 WAIT_SECONDS = 10.0
 # How deep lists and objects may be within each other: python-socketio takes two of Python's frames for each.
@@ -158,10 +158,10 @@ class Sender:
             name = channel.encode()
         except UnicodeEncodeError:
             raise ClusterError(f"channel {channel!r:.100}: expected a name in UTF-8") from None
-        if len(name) > 255 or len(payload) > MAX_MESSAGE_BYTES:
+        if len(name) > MAX_CHANNEL_BYTES or len(payload) > MAX_MESSAGE_BYTES:
             raise ClusterError(
                 f"a message of {len(payload)} bytes (encoded) for channel {channel!r:.100}: expected at most "
-                f"{MAX_MESSAGE_BYTES}, and a name of at most 255"
+                f"{MAX_MESSAGE_BYTES}, and a name of at most {MAX_CHANNEL_BYTES}"
             )
         parts = (_REQUEST.pack(VERSION, len(name), len(payload)) + name, payload)
         if self._process != os.getpid():
