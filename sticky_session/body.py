@@ -16,8 +16,8 @@ PIECE_BYTES = 64 * 1024
 MAX_LINE_BYTES = 4096
 MAX_TRAILER_FIELDS = 100
 
-# RFC 9112 section 7.1; no space before the extension, whatever RFC 7230 allowed.
-_CHUNK = re.compile(rb"([0-9A-Fa-f]{1,15})(?:;[\t\x20-\x7e\x80-\xff]*)?\r\n").fullmatch
+# RFC 9112 section 7.1; space only before an extension, not before the line's end.
+_CHUNK = re.compile(rb"([0-9A-Fa-f]{1,15})(?:[\t ]*;[\t\x20-\x7e\x80-\xff]*)?\r\n").fullmatch
 _TRAILER = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+:[\t\x20-\x7e\x80-\xff]*\r\n").fullmatch
 
 
