@@ -174,7 +174,8 @@ class Handler(pywsgi.WSGIHandler):  # type: ignore[misc]
             if b"connection" in names:
                 # In place of what the app has said.
                 headers[:] = [header for header in headers if header[0].lower() != b"connection"]
-            headers.append((b"Connection", b"close"))
+            # Whoever sends Upgrade names it there (RFC 9110 section 7.8).
+            headers.append((b"Connection", b"close, upgrade" if b"upgrade" in names else b"close"))
         elif self.head.version == "HTTP/1.0" and b"connection" not in names:
             headers.append((b"Connection", b"keep-alive"))
 

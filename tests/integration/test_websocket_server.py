@@ -80,6 +80,8 @@ def test_bad_handshake(
         answer = wire.answer()
         assert answer.status == status
         assert {name: answer[name] for name in headers} == headers
+        # Whoever sends Upgrade names it in Connection (RFC 9110 section 7.8).
+        assert ("upgrade" in answer["Connection"].lower()) == ("Upgrade" in headers)
         assert answer.closes
         assert wire.ended()
 
