@@ -183,6 +183,10 @@ class Handler(pywsgi.WSGIHandler):  # type: ignore[misc]
         """PEP 3333's start_response; after a WebSocket upgrade it has nothing left to say."""
         if self._upgraded:
             return _ignore
+        if str(status)[:3] in ("204", "304"):
+            # A 204 must not have it, a 304 need not (RFC 9110 sections 8.6 and 15.4.5). Frameworks set it everywhere,
+            # and pywsgi takes any but 0 for an error.
+            headers = [(name, value) for name, value in headers if str(name).lower() != "content-length"]
         write: Callable[[bytes], None] = super().start_response(status, headers, exc_info)
         return write
 
