@@ -152,6 +152,7 @@ class Connection:
 
         :returns: whether another may follow
         """
+        raw: bytes | None = None
         try:
             if not self.rfile.peek(1):
                 return False
@@ -174,7 +175,7 @@ class Connection:
                 head.environ.pop("HTTP_UPGRADE", None)
             environ = request_environ(self.server.bases[self.bind], head, self.client, self.trust)
         except BadRequest as error:
-            self._refuse(error)
+            self._refuse(error, raw or error.begun)
             return False
         except OSError:
             return False
@@ -248,13 +249,17 @@ class Connection:
             return False
         return True
 
-    def _refuse(self, error: BadRequest) -> None:
+    def _refuse(self, error: BadRequest, head: bytes) -> None:
+        """Answer a request that can't be served.
+
+        :param head: as much of it as has been read
+        """
         self.phase = Phase.BUSY
         self.deadline = FOREVER
         self.unread = True
         self.server.log_invalid(self.client, error)
         with contextlib.suppress(OSError):
-            self.send(error_response(error.status))
+            self.send(error_response(error.status, to_head=head.startswith(b"HEAD ")))
 
     # --- sending
 

@@ -34,13 +34,13 @@ def _read_by_lines(reader: BufferedReader, limits: Limits) -> bytes | None:
         if not line.endswith(b"\n"):
             if len(line) < min(longest, left) + 2:
                 return None
-            raise BadRequest(431 if lines else 414, "a line longer than its limit")
+            raise BadRequest(431 if lines else 414, "a line longer than its limit", b"".join(lines) or line)
         if not line.endswith(b"\r\n"):
-            raise BadRequest(400, "a line that ends without CR")
+            raise BadRequest(400, "a line that ends without CR", b"".join(lines) or line)
         if line != b"\r\n":
             lines.append(line)
         elif lines:
             return b"".join(lines) + line
         left -= len(line)
         if left <= 0 or len(lines) > limits.fields + 1:
-            raise BadRequest(431, "a head larger than its limits")
+            raise BadRequest(431, "a head larger than its limits", b"".join(lines))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from email.utils import formatdate
 from typing import NamedTuple
 
 _METHOD = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+").fullmatch
@@ -41,19 +42,26 @@ class BadRequest(Exception):
     """The client sent something that can't be served.
 
     :ivar status: the HTTP status to answer with
+    :ivar begun: the beginning of a head that has not been read whole
     """
 
-    def __init__(self, status: int, message: str) -> None:
+    def __init__(self, status: int, message: str, begun: bytes = b"") -> None:
         super().__init__(message)
         self.status = status
+        self.begun = begun
 
 
-def error_response(status: int) -> bytes:
-    """A whole response for a request that can't be served, after which the connection closes."""
-    return (
-        f"HTTP/1.1 {status} {REASONS[status]}\r\nConnection: close\r\nContent-Type: text/plain\r\n"
-        f"Content-Length: {len(REASONS[status]) + 1}\r\n\r\n{REASONS[status]}\n"
-    ).encode("latin-1")
+def error_response(status: int, *, to_head: bool = False) -> bytes:
+    """A whole response for a request that can't be served, after which the connection closes.
+
+    :param to_head: whether the request was HEAD, so that the response has no body (RFC 9110 section 9.3.2)
+    """
+    # An error of the client's has a date, too (RFC 9110 section 6.6.1).
+    head = (
+        f"HTTP/1.1 {status} {REASONS[status]}\r\nDate: {formatdate(usegmt=True)}\r\nConnection: close\r\n"
+        f"Content-Type: text/plain\r\nContent-Length: {len(REASONS[status]) + 1}\r\n\r\n"
+    )
+    return (head if to_head else f"{head}{REASONS[status]}\n").encode("ascii")
 
 
 class Limits(NamedTuple):

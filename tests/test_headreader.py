@@ -51,6 +51,16 @@ def test_breaks_off(size: int) -> None:
 
 
 @pytest.mark.parametrize(
+    "data", [b"HEAD / HTTP/1.1\r\nX: " + b"x" * 60, b"HEAD / HTTP/1.1\n\n", b"HEAD /" + b"a" * 100]
+)
+def test_refused_with_its_beginning(data: bytes) -> None:
+    """What is refused is still known by its method: the answer to HEAD has no body."""
+    with pytest.raises(BadRequest) as caught:
+        read_head(reader(data * 2, [3, 5]), LIMITS)
+    assert caught.value.begun.startswith(b"HEAD ")
+
+
+@pytest.mark.parametrize(
     ("data", "status"),
     [
         (b"G" * 103, 414),

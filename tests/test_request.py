@@ -460,6 +460,8 @@ def test_error_response(status: int) -> None:
     assert lines[0] == f"HTTP/1.1 {status} {REASONS[status]}".encode()
     assert b"Connection: close" in lines
     assert f"Content-Length: {len(body)}".encode() in lines
+    assert any(line.startswith(b"Date: ") and line.endswith(b" GMT") for line in lines)
+    assert error_response(status, to_head=True).endswith(b"\r\n\r\n")
 
 
 @pytest.mark.parametrize(
