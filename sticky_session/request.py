@@ -227,7 +227,11 @@ def _body_length(environ: dict[str, str], version: str) -> tuple[int | None, boo
     if coding is not None:
         if length is not None or version == "HTTP/1.0":
             raise BadRequest(400, "Transfer-Encoding with Content-Length or HTTP/1.0")
-        if coding.lower() != "chunked":
+        *others, last = (each.strip(" \t") for each in coding.lower().split(","))
+        if last != "chunked" or "chunked" in others or "" in others:
+            # Where the body ends can't be known.
+            raise BadRequest(400, f"transfer coding {coding[:200]!r}; expected chunked, as the last one")
+        if others:
             raise BadRequest(501, f"transfer coding {coding[:200]!r}; expected chunked")
         return None, True
     if length is None:

@@ -470,7 +470,7 @@ def test_client_leaves_during_response(server: Server) -> None:
         (b"SSH-2.0-OpenSSH_9.6\r\n\r\n", 400),
         (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 505),
         (b"POST / HTTP/1.1\r\nHost: a\r\nExpect: 200\r\nContent-Length: 1000000\r\n\r\n" + bytes(MEGABYTE), 417),
-        (b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: gzip\r\n\r\n" + bytes(MEGABYTE), 501),
+        (b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: gzip, chunked\r\n\r\n" + bytes(MEGABYTE), 501),
     ],
 )
 @pytest.mark.usefixtures("_unharmed")
