@@ -245,6 +245,7 @@ def _expects_continue(environ: dict[str, str], version: str) -> bool:
     expectation = environ.get("HTTP_EXPECT")
     if expectation is None or version == "HTTP/1.0":
         return False
-    if expectation.lower() != "100-continue":
+    members = {member.strip(" \t") for member in expectation.lower().split(",")} - {""}
+    if members - {"100-continue"}:
         raise BadRequest(417, f"Expect: {expectation[:200]!r}; expected 100-continue")
-    return True
+    return bool(members)
