@@ -20,6 +20,7 @@ _ABSOLUTE = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]*://([^/?#]+)(.*)").fullmatch
 # The characters of a host and port; no "@": RFC 9110 section 4.2.4 on user names in authorities.
 _HOST = re.compile(r"[A-Za-z0-9\-._~%!$&'()*+,;=:\[\]]*").fullmatch
 _DIGITS = re.compile(r"[0-9]{1,18}").fullmatch
+_VERSION = re.compile(r"HTTP/[0-9]\.[0-9]").fullmatch
 
 _FRAMING = frozenset({"CONTENT_LENGTH", "HTTP_TRANSFER_ENCODING"})
 
@@ -89,6 +90,7 @@ class Head:
     :ivar target: as sent, text in latin-1
     :ivar path: the target's path without its query, still percent-encoded
     :ivar authority: the host of a target in absolute form, which stands above the Host header
+    :ivar version: ``HTTP/1.0`` or ``HTTP/1.1``, by which the request is served; a higher minor version is the latter
     :ivar fields: names and values in the order sent, text in latin-1
     :ivar environ: the WSGI environ's share of the fields
     :ivar content_length: the body's length in bytes; None if there is no body or it is chunked
@@ -192,12 +194,15 @@ def _parse_line(line: str) -> tuple[str, str, str]:
     parts = line.split(" ")
     if len(parts) != 3 or not _METHOD(parts[0]) or not _TARGET(parts[1]):
         raise BadRequest(400, f"request line {line[:200]!r}")
-    version = parts[2]
+    method, target, version = parts
     if version not in ("HTTP/1.1", "HTTP/1.0"):
-        if re.fullmatch(r"HTTP/[0-9]\.[0-9]", version):
+        if not _VERSION(version):
+            raise BadRequest(400, f"request line {line[:200]!r}")
+        if version[5] != "1":
             raise BadRequest(505, f"version {version}; expected HTTP/1.0 or HTTP/1.1")
-        raise BadRequest(400, f"request line {line[:200]!r}")
-    return parts[0], parts[1], version
+        # A higher minor version is to be read as the highest one known (RFC 9110 section 6.2).
+        version = "HTTP/1.1"
+    return method, target, version
 
 
 def _make_key(name: str) -> str:

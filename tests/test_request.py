@@ -84,7 +84,7 @@ def test_head() -> None:
         ("GET * HTTP/1.1", 400),  # only OPTIONS has the asterisk form (RFC 9112 section 3.2.4)
         ("CONNECT a:443 HTTP/1.1", 400),
         ("GET / HTTP/2.0", 505),
-        ("GET / HTTP/1.2", 505),
+        ("GET / HTTP/1.2", 200),
         ("GET / HTTP/0.9", 505),
         ("PRI * HTTP/2.0", 505),
         ("GET / HTTP/1.10", 400),
@@ -99,6 +99,14 @@ def test_head() -> None:
 def test_request_line(line: str, status: int) -> None:
     """RFC 9112 section 3: one method, one target, one version, one space between them."""
     assert status_of(f"{line}\r\nHost: a") == status
+
+
+@pytest.mark.parametrize("version", ["HTTP/1.2", "HTTP/1.9"])
+def test_higher_minor_version(version: str) -> None:
+    """RFC 9110 section 6.2: a higher minor version is read as the highest one known, its duties included."""
+    head = parse_lines(f"POST / {version}", "Host: a", "Transfer-Encoding: chunked", "Expect: 100-continue")
+    assert (head.version, head.keep_alive, head.chunked, head.expects_continue) == ("HTTP/1.1", True, True, True)
+    assert status_of(f"GET / {version}") == 400
 
 
 @pytest.mark.parametrize(
