@@ -202,6 +202,9 @@ def _parse_line(line: str) -> tuple[str, str, str]:
             raise BadRequest(505, f"version {version}; expected HTTP/1.0 or HTTP/1.1")
         # A higher minor version is to be read as the highest one known (RFC 9110 section 6.2).
         version = "HTTP/1.1"
+    if method == "CONNECT":
+        # An app can't have a tunnel, and its answer would be taken for one (RFC 9110 section 9.3.6).
+        raise BadRequest(501, f"CONNECT {target[:200]!r}")
     return method, target, version
 
 

@@ -82,7 +82,9 @@ def test_head() -> None:
         ("GET ?a HTTP/1.1", 400),
         ("GET *a HTTP/1.1", 400),
         ("GET * HTTP/1.1", 400),  # only OPTIONS has the asterisk form (RFC 9112 section 3.2.4)
-        ("CONNECT a:443 HTTP/1.1", 400),
+        ("CONNECT a:443 HTTP/1.1", 501),
+        ("CONNECT / HTTP/1.1", 501),
+        ("connect / HTTP/1.1", 200),
         ("GET / HTTP/2.0", 505),
         ("GET / HTTP/1.2", 200),
         ("GET / HTTP/0.9", 505),
