@@ -40,7 +40,7 @@ def request_environ(base: dict[str, Any], head: Head, peer: Any, trust: Trust | 
     :param base: its bind's share
     :param peer: ``(host, port, ...)``, or an empty string for a Unix socket's peer
     :param trust: what the peer's forwarding headers mean; None if they don't count
-    :raises BadRequest: contradictory scheme headers, or a path outside SCRIPT_NAME
+    :raises BadRequest: contradictory scheme headers, a path outside SCRIPT_NAME, or a target of another scheme
     """
     environ = base.copy()
     environ.update(head.environ)
@@ -59,6 +59,9 @@ def request_environ(base: dict[str, Any], head: Head, peer: Any, trust: Trust | 
         environ["REMOTE_ADDR"] = ""
     if trust is not None:
         _believe(environ, head, trust)
+    elif head.scheme not in ("", "http", environ["wsgi.url_scheme"]):
+        # RFC 9110 section 7.4: only a trusted gateway may ask for https over what isn't.
+        raise BadRequest(421, f"target {head.target[:200]!r} over {environ['wsgi.url_scheme']}")
     if "SERVER_NAME" not in environ:
         host, port = split_host(environ.get("HTTP_HOST", ""))
         environ["SERVER_NAME"] = host

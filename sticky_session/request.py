@@ -16,9 +16,12 @@ _NAME = _METHOD
 # VCHAR, obs-text, SP and HTAB: no control characters (RFC 9110 section 5.5).
 _VALUE = re.compile(r"[\t\x20-\x7e\x80-\xff]*").fullmatch
 _TARGET = re.compile(r"[\x21-\x7e\x80-\xff]+").fullmatch
-_ABSOLUTE = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]*://([^/?#]+)(.*)").fullmatch
-# The characters of a host and port; no "@": RFC 9110 section 4.2.4 on user names in authorities.
-_HOST = re.compile(r"[A-Za-z0-9\-._~%!$&'()*+,;=:\[\]]*").fullmatch
+_ABSOLUTE = re.compile(r"([A-Za-z][A-Za-z0-9+.\-]*)://([^/?#]+)(.*)").fullmatch
+# A host, in brackets where it is an IPv6 address, and a port (RFC 3986 section 3.2); no "@": RFC 9110 section 4.2.4 on
+# user names in authorities.
+_HOST = re.compile(
+    r"(\[[A-Za-z0-9\-._~%!$&'()*+,;=:]+\]|(?:[A-Za-z0-9\-._~!$&'()*+,;=]|%[0-9A-Fa-f]{2})*)(?::[0-9]*)?"
+).fullmatch
 _DIGITS = re.compile(r"[0-9]{1,18}").fullmatch
 _VERSION = re.compile(r"HTTP/[0-9]\.[0-9]").fullmatch
 
@@ -33,6 +36,7 @@ REASONS = {
     408: "Request Timeout",
     414: "URI Too Long",
     417: "Expectation Failed",
+    421: "Misdirected Request",
     431: "Request Header Fields Too Large",
     501: "Not Implemented",
     505: "HTTP Version Not Supported",
@@ -88,8 +92,8 @@ class Head:
     """A parsed request head.
 
     :ivar target: as sent, text in latin-1
+    :ivar scheme: the scheme of a target in absolute form, in lower case; otherwise empty
     :ivar path: the target's path without its query, still percent-encoded
-    :ivar authority: the host of a target in absolute form, which stands above the Host header
     :ivar version: ``HTTP/1.0`` or ``HTTP/1.1``, by which the request is served; a higher minor version is the latter
     :ivar fields: names and values in the order sent, text in latin-1
     :ivar environ: the WSGI environ's share of the fields
@@ -98,6 +102,7 @@ class Head:
 
     method: str
     target: str
+    scheme: str
     path: str
     query: str
     version: str
@@ -161,11 +166,13 @@ def parse(head: str, limits: Limits, underscores: str = "drop", allowed: frozens
 
     if hosts != 1 and (hosts or version == "HTTP/1.1"):
         raise BadRequest(400, f"{hosts} Host fields; expected one")
-    path = target
+    scheme, path = "", target
     if target[0] != "/" and (target != "*" or method != "OPTIONS"):
-        path = _take_authority(target, environ)
+        scheme, path = _take_authority(target, environ)
     host = environ.get("HTTP_HOST", "")
-    if not _HOST(host):
+    valid = _HOST(host)
+    # Only in a Host field it may be empty (RFC 9110 sections 4.2.1 and 7.2).
+    if not valid or (scheme and not valid[1]):
         raise BadRequest(400, f"host {host[:200]!r}")
     path, _, query = path.partition("?")
     content_length, chunked = _body_length(environ, version)
@@ -178,6 +185,7 @@ def parse(head: str, limits: Limits, underscores: str = "drop", allowed: frozens
     return Head(
         method,
         target,
+        scheme,
         path,
         query,
         version,
@@ -219,13 +227,16 @@ def _make_key(name: str) -> str:
     return key
 
 
-def _take_authority(target: str, environ: dict[str, str]) -> str:
-    """RFC 9112 section 3.2.2: the host in a target of absolute form replaces the Host field."""
+def _take_authority(target: str, environ: dict[str, str]) -> tuple[str, str]:
+    """RFC 9112 section 3.2.2: the host in a target of absolute form replaces the Host field.
+
+    :returns: the scheme, and the path with the query
+    """
     absolute = _ABSOLUTE(target)
     if absolute is None:
         raise BadRequest(400, f"request target {target[:200]!r}")
-    environ["HTTP_HOST"] = absolute[1]
-    return absolute[2] if absolute[2].startswith("/") else "/" + absolute[2]
+    scheme, environ["HTTP_HOST"], path = absolute.groups()
+    return scheme.lower(), path if path.startswith("/") else "/" + path
 
 
 def _body_length(environ: dict[str, str], version: str) -> tuple[int | None, bool]:

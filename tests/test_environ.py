@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import pytest
+from gunicorn.config import Config
 
 from sticky_session.environ import request_environ, split_host
-from sticky_session.request import Limits, parse
+from sticky_session.request import BadRequest, Limits, parse
+from sticky_session.trust import Trust
 
 # What the requests of a Unix socket have in common.
 UNIX = {"SCRIPT_NAME": "", "wsgi.url_scheme": "http"}
@@ -62,3 +64,29 @@ def test_base_is_left_alone() -> None:
     base = dict(UNIX)
     request_environ(base, parse("GET / HTTP/1.1\r\nHost: a", LIMITS), "", None)
     assert base == UNIX
+
+
+@pytest.mark.parametrize(
+    ("target", "scheme", "trusted", "served"),
+    [
+        ("http://a/", "http", False, True),
+        ("https://a/", "https", False, True),
+        ("http://a/", "https", False, True),
+        ("https://a/", "http", False, False),
+        ("ftp://a/", "http", False, False),
+        ("ws://a/", "https", False, False),
+        ("https://a/", "http", True, True),
+        ("/https://a/", "http", False, True),
+    ],
+)
+def test_misdirected(target: str, scheme: str, trusted: bool, served: bool) -> None:
+    """RFC 9110 section 7.4: https is not to be had in the clear, but for a trusted gateway."""
+    head = parse(f"GET {target} HTTP/1.1\r\nHost: a", LIMITS)
+    base = {**UNIX, "wsgi.url_scheme": scheme}
+    trust = Trust(Config()) if trusted else None
+    if served:
+        assert request_environ(base, head, "", trust)["RAW_URI"] == target
+    else:
+        with pytest.raises(BadRequest) as caught:
+            request_environ(base, head, "", trust)
+        assert caught.value.status == 421

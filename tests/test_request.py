@@ -126,11 +126,23 @@ def test_absolute_form(target: str, host: str, path: str, query: str) -> None:
     """RFC 9112 section 3.2.2: the host in the target stands above the Host field; the target is kept as sent."""
     head = parse_lines(f"GET {target} HTTP/1.1", "Host: a")
     assert (head.environ["HTTP_HOST"], head.path, head.query) == (host, path, query)
-    assert head.target == target
+    assert (head.target, head.scheme) == (target, target.partition(":")[0].lower())
 
 
 @pytest.mark.parametrize(
-    "target", ["http:///", "http://", "http://?a", "http:/b/c", "http:b", "//", "1http://b/", "://b/", "http://u@b/"]
+    "target",
+    [
+        "http:///",
+        "http://",
+        "http://?a",
+        "http:/b/c",
+        "http:b",
+        "//",
+        "1http://b/",
+        "://b/",
+        "http://u@b/",
+        "http://:80/",
+    ],
 )
 def test_bad_absolute_form(target: str) -> None:
     """A target in absolute form has a scheme and a host (RFC 9110 section 4.2), and no password in it."""
@@ -149,6 +161,17 @@ def test_bad_absolute_form(target: str) -> None:
         ("GET / HTTP/1.1\r\nHost:", 200),  # empty where the target has no authority (RFC 9110 section 7.2)
         ("GET / HTTP/1.1\r\nHost: [::1]:80", 200),
         ("GET / HTTP/1.1\r\nHost: a_b.example", 200),
+        ("GET / HTTP/1.1\r\nHost: a:", 200),
+        ("GET / HTTP/1.1\r\nHost: :80", 200),
+        ("GET / HTTP/1.1\r\nHost: a%2Db", 200),
+        ("GET / HTTP/1.1\r\nHost: [fe80::1%25eth0]", 200),
+        ("GET / HTTP/1.1\r\nHost: a:b", 400),
+        ("GET / HTTP/1.1\r\nHost: a:80:90", 400),
+        ("GET / HTTP/1.1\r\nHost: ::1", 400),
+        ("GET / HTTP/1.1\r\nHost: [::1", 400),
+        ("GET / HTTP/1.1\r\nHost: []", 400),
+        ("GET / HTTP/1.1\r\nHost: [::1]a", 400),
+        ("GET / HTTP/1.1\r\nHost: a%2", 400),
         ("GET / HTTP/1.1", 400),
         ("GET / HTTP/1.1\r\nHost: a\r\nHost: a", 400),
         ("GET / HTTP/1.1\r\nHost: a\r\nhOST: b", 400),
