@@ -13,7 +13,7 @@ author = "sticky-session contributors"
 copyright = author
 version = release = sticky_session.__version__
 
-extensions = ["myst_parser", "proxy_config", "sticky_options"]
+extensions = ["myst_parser", "proxy_config", "pywsgi_differences", "sticky_options"]
 myst_enable_extensions = ["deflist"]
 myst_heading_anchors = 3
 exclude_patterns = ["_build"]
