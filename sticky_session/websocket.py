@@ -213,8 +213,13 @@ class WebSocket(GeventWebSocket):  # type: ignore[misc]
                 raise _Violation(PROTOCOL_ERROR)
         elif size == 126:
             (size,) = struct.unpack("!H", self._read(2))
+            if size < 126:
+                raise _Violation(PROTOCOL_ERROR)
         elif size == 127:
             (size,) = struct.unpack("!Q", self._read(8))
+            # In the fewest bytes, and never with the highest bit (RFC 6455 section 5.2).
+            if not 1 << 16 <= size < 1 << 63:
+                raise _Violation(PROTOCOL_ERROR)
         if opcode < _CLOSE and size > max_bytes:
             raise _Violation(TOO_BIG)
         mask = self._read(4)

@@ -232,7 +232,10 @@ def test_receive(data: bytes, message: object) -> None:
         (frame(2, b"x" * 1001), 1009),
         (fragments(1, b"x" * 600, b"x" * 401), 1009),
         (b"\x82\xff" + struct.pack("!Q", 1 << 30), 1009),
-        (b"\x82\xff" + b"\xff" * 8, 1009),
+        (b"\x82\xff" + struct.pack("!Q", (1 << 63) - 1), 1009),
+        (b"\x82\xff" + b"\xff" * 8, 1002),  # the highest bit of 64
+        (b"\x82\xff" + struct.pack("!Q", 65535) + MASK, 1002),  # a length in more bytes than it needs
+        (b"\x82\xfe\x00\x7d" + MASK, 1002),
         (b"\x82\xfe\xff\xff", 1009),
     ],
 )
