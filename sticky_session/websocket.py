@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import codecs
 import hashlib
 import struct
 import time
@@ -169,6 +170,8 @@ class WebSocket(GeventWebSocket):  # type: ignore[misc]
             return self._read_message()
         except _Violation as violation:
             self.close(violation.code)
+        except UnicodeDecodeError:
+            self.close(INVALID_DATA)
         except OSError:
             self._closed = True
         return None
@@ -176,6 +179,8 @@ class WebSocket(GeventWebSocket):  # type: ignore[misc]
     def _read_message(self) -> str | bytearray | None:
         message = bytearray()
         kind = None
+        # Finds what isn't UTF-8 in a fragment without waiting for the last one.
+        check = None
         while True:
             final, opcode, payload = self._read_frame(self._max_bytes - len(message))
             if opcode == _PING:
@@ -191,12 +196,10 @@ class WebSocket(GeventWebSocket):  # type: ignore[misc]
                 message += payload
                 if final:
                     break
-        if kind == _BINARY:
-            return message
-        try:
-            return message.decode("utf-8")
-        except UnicodeDecodeError:
-            raise _Violation(INVALID_DATA) from None
+                if kind == _TEXT:
+                    check = check or codecs.getincrementaldecoder("utf-8")().decode
+                    check(payload)
+        return message if kind == _BINARY else message.decode("utf-8")
 
     def _read_frame(self, max_bytes: int) -> tuple[int, int, bytes]:
         self._frames += 1
@@ -238,10 +241,7 @@ class WebSocket(GeventWebSocket):  # type: ignore[misc]
         code = int.from_bytes(payload[:2], "big")
         if len(payload) == 1 or not is_valid_close_code(code):
             raise _Violation(PROTOCOL_ERROR)
-        try:
-            payload[2:].decode("utf-8")
-        except UnicodeDecodeError:
-            raise _Violation(INVALID_DATA) from None
+        payload[2:].decode("utf-8")
         self.close(code)
 
     # --- sending

@@ -229,6 +229,8 @@ def test_receive(data: bytes, message: object) -> None:
         (frame(1, b"\xc0\x80"), 1007),  # overlong
         (frame(1, b"\xf4\x90\x80\x80"), 1007),  # beyond Unicode
         (fragments(1, b"\xc3", b"\x28"), 1007),
+        (frame(1, b"a\xff", final=False), 1007),  # not only when the last fragment comes
+        (frame(1, b"\xc3", final=False) + frame(0, b"\x28", final=False), 1007),
         (frame(2, b"x" * 1001), 1009),
         (fragments(1, b"x" * 600, b"x" * 401), 1009),
         (b"\x82\xff" + struct.pack("!Q", 1 << 30), 1009),
