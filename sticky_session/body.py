@@ -1,4 +1,4 @@
-"""A request's body, as the app reads it: ``wsgi.input`` of PEP 3333. Knows a buffered reader, and no socket.
+"""A request's body, as the app reads it: ``wsgi.input`` of PEP 3333. Knows a reader, and no socket.
 
 pywsgi's own lets a bare LF end a chunk extension or a trailer, which another server may read differently (request
 smuggling), allocates what a client merely claims to send, and makes a client that goes away look like an app's error.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
-from typing import BinaryIO
+from typing import Protocol
 
 # Read at once, so that a length that is only claimed takes no memory.
 PIECE_BYTES = 64 * 1024
@@ -19,6 +19,16 @@ MAX_TRAILER_FIELDS = 100
 # RFC 9112 section 7.1; space only before an extension, not before the line's end.
 _CHUNK = re.compile(rb"([0-9A-Fa-f]{1,15})(?:[\t ]*;[\t\x20-\x7e\x80-\xff]*)?\r\n").fullmatch
 _TRAILER = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+:[\t\x20-\x7e\x80-\xff]*\r\n").fullmatch
+
+
+class Source(Protocol):
+    """Where the body comes from."""
+
+    def read(self, size: int, /) -> bytes:
+        """So many bytes, fewer only at the end."""
+
+    def readline(self, size: int, /) -> bytes:
+        """The next line, or so many bytes of it."""
 
 
 class BodyError(OSError):
@@ -50,7 +60,7 @@ class Body:
     __slots__ = ("_chunked", "_invite", "_left", "failure", "rfile")
 
     def __init__(
-        self, reader: BinaryIO, length: int, *, chunked: bool = False, invite: Callable[[], None] | None = None
+        self, reader: Source, length: int, *, chunked: bool = False, invite: Callable[[], None] | None = None
     ) -> None:
         self.rfile = reader
         # Of the whole body, or of the chunk.

@@ -1,13 +1,16 @@
-"""One connection of the worker: its phases and deadlines, what is read from it, what is sent on it, and its end.
+"""One connection of the worker: its phases and deadlines, the requests that are read from it, and its end.
 
 A connection is always in one phase. Until a request's head has been read whole it has a deadline, and the server's
 sweep ends the connections that are past theirs, so no timer is made for a request:
 
-    NEW, IDLE --first byte--> HEAD --empty line--> BUSY --response sent--> IDLE (kept alive) or closed
-     |    |                    |
-     |    past keep-alive:     past head_seconds:
-     |    closed               408, closed
+    NEW, IDLE --something arrives--> HEAD --empty line--> BUSY --response sent--> IDLE (kept alive) or closed
+     |    |                           |
+     |    past keep-alive:            past head_seconds:
+     |    closed                      408, closed
      past head_seconds: closed
+
+A connection on which nothing has arrived, NEW or IDLE, has no greenlet: it rests, watched by libev, and what arrives
+gives it one (:meth:`Connection.arrive`) until it rests again. A head that has arrived whole is BUSY at once.
 
 While the app thinks, a busy connection may stay as it is for ever. But in the middle of something that is sent or of a
 request's body the client has to go on taking or sending: after STALL_SECONDS without a byte the connection ends.
@@ -17,12 +20,7 @@ from __future__ import annotations
 
 import contextlib
 import enum
-import errno
-import fcntl
-import struct
-import termios
 import time
-from socket import MSG_DONTWAIT, MSG_PEEK, SHUT_RDWR, SHUT_WR, SO_LINGER, SOL_SOCKET
 from typing import TYPE_CHECKING, Any
 
 import gevent
@@ -30,14 +28,17 @@ import gevent
 from sticky_session.body import Body
 from sticky_session.environ import request_environ
 from sticky_session.handler import Handler
-from sticky_session.handoff import Frame
-from sticky_session.headreader import read_head
+from sticky_session.headreader import arrived_head, read_head
 from sticky_session.identify import MAX_HEAD_BYTES
-from sticky_session.rehoming import Homes, no_room, reader, unserved, unwatch
+from sticky_session.reader import Reader
+from sticky_session.rehoming import Homes, no_room
 from sticky_session.request import BadRequest, Head, error_response, parse
+from sticky_session.transport import Transport
 from sticky_session.websocket import SERVICE_RESTART, WebSocket
 
 if TYPE_CHECKING:
+    import ssl
+
     from sticky_session.server import Server
 
 # How long the client may take or send nothing in the middle of a response, a WebSocket's frame or a request's body.
@@ -68,11 +69,12 @@ class Phase(enum.Enum):
 
 
 class Connection:
-    """Owns the socket of one client, reads its requests, and has them answered.
+    """Reads the requests of one client, and has them answered.
 
-    :param sock: gevent's socket, or its TLS socket
+    :param bind: index of the listening socket that it came in on
     :param peer: ``(host, port, ...)``, or an empty string for a Unix socket's peer
-    :param frame: as it has come
+    :param address: ``(host, port)`` in place of the peer's, or None
+    :param data: what has been read from it already
     :ivar deadline: when the sweep ends it
     :ivar send_deadline: when a send that is under way has stalled, unless the sweep sees that the client takes bytes
     :ivar client: the peer, or who the PROXY protocol says is behind it
@@ -96,21 +98,23 @@ class Connection:
         "rfile",
         "send_deadline",
         "server",
-        "socket",
+        "transport",
         "trust",
         "unread",
         "websocket",
     )
 
-    def __init__(self, sock: Any, peer: Any, frame: Frame, server: Server) -> None:
-        self.socket = sock
-        self.rfile = reader(sock, frame.data)
+    def __init__(
+        self, server: Server, transport: Transport, bind: int, peer: Any, address: tuple[str, int] | None, data: bytes
+    ) -> None:
+        self.transport = transport
+        self.rfile = Reader(transport, data)
         self.peer = peer
-        self.client = frame.address or peer
+        self.client = address or peer
         self.server = server
-        self.bind = frame.bind
+        self.bind = bind
         self.phase = Phase.NEW
-        self.deadline = time.monotonic() + server.head_seconds
+        self.deadline = FOREVER
         self.send_deadline = FOREVER
         self.trust = server.trust if peer in server.trust.peers else None
         self.homes = server.homes if self.trust is not None else None
@@ -120,32 +124,87 @@ class Connection:
         self._routing = server.routing()
         self._queued = 0
 
+    # --- without a greenlet
+
+    def begin(self) -> None:
+        """Begin: in most cases the first request has arrived by now. Only the hub may call this."""
+        if self.server.tls is not None or self.rfile:
+            self.server.crew.run(self)
+        else:
+            self.arrive()
+
+    def arrive(self) -> None:
+        """Something has arrived. Only the hub may call this."""
+        if not self.transport.secure:
+            try:
+                data = self.transport.receive_now()
+            except BlockingIOError:
+                self._rest()
+                return
+            except OSError:
+                data = b""
+            if not data:
+                self._end()
+                return
+            self.rfile.feed(data)
+        self.server.crew.run(self)
+
+    def _rest(self) -> None:
+        """Wait for a request."""
+        seconds = self.server.head_seconds if self.phase is Phase.NEW else self.server.keepalive_seconds
+        self.deadline = time.monotonic() + seconds
+        if not self.server.worker.alive:
+            self._end_soon()
+        self.transport.watch(self._wake)
+
+    def _wake(self) -> None:
+        self.transport.unwatch()
+        self.arrive()
+
     # --- requests
 
     def serve(self) -> None:
-        """Serve requests until the connection ends."""
+        """Serve what has arrived, in a greenlet; then the connection rests, or ends."""
+        rests = False
+        try:
+            if self.server.tls is not None and not self.transport.secure:
+                rests = self._shake_hands(self.server.tls)
+            else:
+                rests = self._serve_arrived()
+        finally:
+            if rests:
+                self._rest()
+            else:
+                self._end()
+
+    def _shake_hands(self, context: ssl.SSLContext) -> bool:
+        self.deadline = time.monotonic() + self.server.head_seconds
+        try:
+            self.transport.encrypt(context, suppress_ragged_eofs=self.server.worker.cfg.suppress_ragged_eofs)
+        except OSError as error:
+            self.server.worker.log.debug("TLS handshake with %s failed: %s", self.peer, error)
+            return False
+        return True
+
+    def _serve_arrived(self) -> bool:
+        """Serve requests until none has arrived.
+
+        :returns: whether another may follow
+        """
         handler = Handler(self)
         served = 0
-        self.server.connections.add(self)
-        if not self.server.worker.alive:
-            # It waited in the channel while the others were told.
-            self.retire()
-        try:
-            while self._serve_one(handler):
-                served += 1
-                if served % TURN_REQUESTS == 0:
-                    gevent.sleep(0)
-                self.phase = Phase.IDLE
-                self.deadline = time.monotonic() + self.server.keepalive_seconds
-                # It has not been told that the connection ends, and the next response can do that.
-                if not self.server.worker.alive and not self._arrived():
-                    if self.trust is not None:
-                        self._end_soon()
-                        continue
-                    break
-        finally:
-            self.server.connections.discard(self)
-            self._close()
+        while self._serve_one(handler):
+            served += 1
+            if served % TURN_REQUESTS == 0:
+                gevent.sleep(0)
+            if self.rfile or self.transport.has_decrypted():
+                continue
+            # Where the worker retires: a client that has not been told so can be told by the next response.
+            if not self.server.worker.alive and self.trust is None and not self.transport.has_input():
+                return False
+            self.phase = Phase.IDLE
+            return True
+        return False
 
     def _serve_one(self, handler: Handler) -> bool:
         """Serve the next request.
@@ -154,13 +213,16 @@ class Connection:
         """
         raw: bytes | None = None
         try:
-            if not self.rfile.peek(1):
+            # Only over TLS this may wait: what has arrived need not be a whole record.
+            if not self.rfile.peek():
                 return False
-            self.phase = Phase.HEAD
-            self.deadline = time.monotonic() + self.server.head_seconds
-            raw = read_head(self.rfile, self.server.limits)
+            raw = arrived_head(self.rfile)
             if raw is None:
-                return False
+                self.phase = Phase.HEAD
+                self.deadline = time.monotonic() + self.server.head_seconds
+                raw = read_head(self.rfile, self.server.limits)
+                if raw is None:
+                    return False
             allowed = _NOTHING if self.trust is None else self.trust.header_names
             head = parse(str(raw[:-4], "latin-1"), self.server.limits, self.server.underscores, allowed)
             application = self.server.application
@@ -183,7 +245,7 @@ class Connection:
         self.deadline = FOREVER
         has_body = head.chunked or bool(head.content_length)
         if has_body:
-            self.socket.settimeout(STALL_SECONDS)
+            self.transport.settimeout(STALL_SECONDS)
         body = Body(
             self.rfile,
             head.content_length or 0,
@@ -195,10 +257,10 @@ class Connection:
         if has_body:
             keep = keep and self._discard(body)
             self.unread = self.unread or body.left > 0
-            self.socket.settimeout(None)
+            self.transport.settimeout(None)
         if not keep and head.keep_alive and not self.unread:
             # The client did not expect it, and may have sent its next request already.
-            self.unread = self._has_input()
+            self.unread = self.transport.has_input()
         return keep
 
     def _elsewhere(self, homes: Homes, head: Head) -> int | None:
@@ -219,21 +281,10 @@ class Connection:
         if len(raw) > MAX_HEAD_BYTES:
             raise BadRequest(431, f"a head of {len(raw)} bytes; one that is passed on may have {MAX_HEAD_BYTES}")
         # What has been read already goes with it.
-        if not homes.send(target, self.socket.fileno(), self.bind, raw + self._arrived(), head):
+        if not homes.send(target, self.transport.fileno(), self.bind, raw + self.rfile.left, head):
             return False
-        unwatch(self.socket.fileno())
+        self.transport.forget()
         return True
-
-    def _arrived(self) -> bytes:
-        """What has been read and not been served yet; if that is nothing, what can be read now without waiting."""
-        self.socket.settimeout(0.0)
-        try:
-            return unserved(self.rfile)
-        except OSError:
-            # It is broken, as whoever reads next will find; TLS says in this way that nothing has arrived.
-            return b""
-        finally:
-            self.socket.settimeout(None)
 
     def _discard(self, body: Body) -> bool:
         """Throw away what the app has left of the body.
@@ -268,15 +319,18 @@ class Connection:
 
         :raises OSError: the client is gone, or has stalled
         """
-        left = memoryview(data)
-        most = TLS_PIECE_BYTES if self.server.secure else len(left)
         try:
+            sent = 0 if self.transport.secure else self.transport.send_now(data)
+            if sent == len(data):
+                return
+            left = memoryview(data)[sent:]
+            most = TLS_PIECE_BYTES if self.transport.secure else len(left)
             while left:
                 self.send_deadline = time.monotonic() + STALL_SECONDS
                 try:
-                    left = left[self.socket.send(left[:most]) :]
+                    left = left[self.transport.send(left[:most]) :]
                 except TimeoutError:
-                    # The socket's timeout is for the request's body. The sweep knows better what a client takes.
+                    # The timeout is for the request's body. The sweep knows better what a client takes.
                     continue
         except OSError:
             self.gone = True
@@ -295,24 +349,21 @@ class Connection:
         # ValueError: an app may have closed the socket.
         with contextlib.suppress(OSError, ValueError):
             # The kernel lets us send again only when it has room for much, and a slow client may take long to make it.
-            queued = self._bytes_in_kernel()
+            queued = self.transport.bytes_in_kernel()
             if queued != self._queued:
                 self._queued = queued
                 self.send_deadline = now + STALL_SECONDS
             elif self.send_deadline < now:
                 # With a reset: the kernel would keep for long what the client doesn't take, and a response without a
                 # length must not look like a whole one.
-                self._sock.setsockopt(SOL_SOCKET, SO_LINGER, struct.pack("ii", 1, 0))
-                self._sock.shutdown(SHUT_RDWR)
+                self.transport.reset()
 
     def expire(self) -> None:
-        """Nothing came in time: end the connection. The greenlet that reads from it sees its end."""
-        sock = self._sock
-        if self.phase is Phase.HEAD and not self.server.secure:
+        """Nothing came in time: end the connection. Whoever reads from it, or watches it, sees its end."""
+        if self.phase is Phase.HEAD and not self.transport.secure:
             with contextlib.suppress(OSError):
-                sock.send(error_response(408))
-        with contextlib.suppress(OSError):
-            sock.shutdown(SHUT_RDWR)
+                self.transport.send_now(error_response(408))
+        self.transport.cut()
 
     def retire(self) -> None:
         """The worker retires: end what the client can begin again elsewhere, let the rest finish."""
@@ -324,7 +375,7 @@ class Connection:
             # A request may be on the way. A client sends a connection's first one only once; and a proxy that finds a
             # connection closed doesn't send a POST again, but answers 502.
             self._end_soon()
-        elif self.phase is Phase.IDLE and not self._has_input():
+        elif self.phase is Phase.IDLE and not self.transport.has_input():
             self.expire()
 
     def _end_soon(self) -> None:
@@ -335,44 +386,28 @@ class Connection:
         """Whether clients have moved to or from this worker since it began: its next connection finds out."""
         return self.homes is None and self._routing != self.server.routing()
 
-    @property
-    def _sock(self) -> Any:
-        """The standard library's socket under gevent's: its methods never wait, and leave TLS alone."""
-        return getattr(self.socket, "_sock", self.socket)
-
-    def _bytes_in_kernel(self) -> int:
-        """How much of what was sent the client's side has not acknowledged; SIOCOUTQ in tcp(7) and unix(7)."""
-        answer = fcntl.ioctl(self._sock.fileno(), termios.TIOCOUTQ, bytes(4))
-        size: int = struct.unpack("i", answer)[0]
-        return size
-
-    def _has_input(self) -> bool:
-        """Whether something has arrived that nobody has read yet, or the client has closed."""
-        try:
-            self._sock.recv(1, MSG_PEEK | MSG_DONTWAIT)
-        except OSError as error:
-            return error.errno != errno.EAGAIN
-        return True
-
     # --- the end
 
-    def _close(self) -> None:
-        if self.unread:
-            with contextlib.suppress(OSError):
-                self._linger()
-        with contextlib.suppress(OSError):
-            self.rfile.close()
-            self.socket.close()
+    def _end(self) -> None:
+        # What it has for a deadline is none of what follows.
+        self.phase = Phase.BUSY
+        self.deadline = FOREVER
+        try:
+            if self.unread:
+                with contextlib.suppress(OSError):
+                    self._linger()
+        finally:
+            self.transport.close()
+            self.server.leave(self)
 
     def _linger(self) -> None:
         """Let the client read the answer: closing with bytes unread would reset the connection.
 
         RFC 9112 section 9.6.
         """
-        if not self.server.secure:
-            self.socket.shutdown(SHUT_WR)
+        self.transport.finish()
         deadline = time.monotonic() + LINGER_SECONDS
-        self.socket.settimeout(LINGER_SECONDS)
-        while time.monotonic() < deadline and self.socket.recv(65536):
+        self.transport.settimeout(LINGER_SECONDS)
+        while time.monotonic() < deadline and self.transport.receive(65536):
             # A client that is fast would not let anybody else have a turn.
             gevent.sleep(0)

@@ -70,7 +70,7 @@ class Handler(pywsgi.WSGIHandler):  # type: ignore[misc]
         self.environ = environ
         self.application = application
         environ["wsgi.input"] = body
-        environ["gunicorn.sock"] = self.connection.socket
+        environ["gunicorn.sock"] = self.connection.transport.app_socket
         self.close_connection = not head.keep_alive or not self.server.keepalive_seconds
         self.status = None
         self.response_headers = []

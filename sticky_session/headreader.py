@@ -2,30 +2,34 @@
 
 from __future__ import annotations
 
-from io import BufferedReader
-
+from sticky_session.reader import Reader
 from sticky_session.request import BadRequest, Limits
 
 
-def read_head(reader: BufferedReader, limits: Limits) -> bytes | None:
-    """The next head as it was sent, with the empty line at its end, but without empty lines before it.
+def arrived_head(reader: Reader) -> bytes | None:
+    """The next head as it was sent, with the empty line at its end.
 
     :param reader: the connection, something having arrived
-    :returns: None if the connection ends before the head does
-    :raises BadRequest: it can't be a head, or is larger than its limits
+    :returns: None if it has not arrived whole, or not in the way that most do
+    :raises BadRequest: it can't be a head
     """
-    buffered = reader.peek(1)
+    buffered = reader.peek()
     end = buffered.find(b"\r\n\r\n")
     if end > 0 and buffered[0] != 13:
         return reader.read(end + 4)
     if buffered[0] < 32 and buffered[0] != 13:
         # TLS, mostly.
         raise BadRequest(400, f"the request begins with {buffered[:16]!r}")
-    return _read_by_lines(reader, limits)
+    return None
 
 
-def _read_by_lines(reader: BufferedReader, limits: Limits) -> bytes | None:
-    """A head that has not arrived in one piece, or has empty lines before it."""
+def read_head(reader: Reader, limits: Limits) -> bytes | None:
+    """The next head, however it arrives, with the empty line at its end, but without empty lines before it.
+
+    :param reader: the connection
+    :returns: None if the connection ends before the head does
+    :raises BadRequest: it can't be a head, or is larger than its limits
+    """
     lines: list[bytes] = []
     left = limits.head_bytes
     while True:

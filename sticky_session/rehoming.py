@@ -7,14 +7,8 @@ no two workers ever read from one socket.
 
 from __future__ import annotations
 
-import contextlib
-import io
-import os
 from collections.abc import Callable
 from typing import Any
-
-import gevent
-from gevent.monkey import get_original
 
 from sticky_session import handoff
 from sticky_session.address import Masks
@@ -27,10 +21,6 @@ from sticky_session.slots import wake
 # How many headers' slots are remembered (and peers'), and of how long ones: a client may write what it likes in front.
 MAX_KNOWN = 8192
 MAX_KNOWN_CHARS = 64
-# What is read of a connection at once. Together with the largest head it must fit into a frame.
-BUFFER_BYTES = 8192
-
-_epoll = get_original("select", "epoll")
 
 
 class Homes:
@@ -139,75 +129,6 @@ def _remember(known: dict[str, int], what: str, slot: int) -> None:
 def host_of(peer: Any) -> str:
     """A peer's host; empty for a Unix socket's."""
     return str(peer[0]) if isinstance(peer, tuple) else ""
-
-
-class Replay(io.RawIOBase):
-    """Reads again what another process has read, and then goes on.
-
-    :param rest: the connection
-    :ivar left: what has not been read again yet
-    """
-
-    def __init__(self, data: bytes, rest: io.RawIOBase) -> None:
-        super().__init__()
-        self.left = memoryview(data)
-        self._rest = rest
-
-    @property
-    def _sock(self) -> Any:
-        """The connection's socket, where simple-websocket looks for it."""
-        return self._rest._sock  # type: ignore[attr-defined]  # socket.SocketIO's
-
-    def readable(self) -> bool:
-        """Always."""
-        return True
-
-    def readinto(self, buffer: Any, /) -> int | None:
-        """Read once."""
-        if not self.left:
-            return self._rest.readinto(buffer)
-        size = min(len(buffer), len(self.left))
-        buffer[:size] = self.left[:size]
-        self.left = self.left[size:]
-        return size
-
-    def close(self) -> None:
-        """Close the connection's reader, too."""
-        self._rest.close()
-        super().close()
-
-
-def reader(sock: Any, data: bytes) -> io.BufferedReader:
-    """A buffered reader of a connection of which ``data`` has been read already."""
-    rest = sock.makefile("rb", 0)
-    return io.BufferedReader(Replay(data, rest) if data else rest, BUFFER_BYTES)
-
-
-def unserved(buffered: io.BufferedReader) -> bytes:
-    """What :func:`reader`'s reader has been given and has not handed out yet.
-
-    If that is nothing it reads once more, so the socket must not wait now.
-    """
-    data = buffered.peek()
-    raw = buffered.raw
-    return data + raw.left if isinstance(raw, Replay) else data
-
-
-def unwatch(descriptor: int) -> None:
-    """Have this process told no more of what arrives on a connection that another one has now. Nobody waits for it.
-
-    libev leaves that to close(2), which doesn't do it while somebody else has the same socket open. It would wake this
-    worker once more for each move, and have libev make its epoll object anew, with all of the worker's connections.
-    """
-    number = gevent.get_hub().loop.fileno()
-    if number is None:
-        # Not epoll.
-        return
-    poll = _epoll.fromfd(os.dup(number))
-    # What was never waited for is not there.
-    with contextlib.suppress(OSError):
-        poll.unregister(descriptor)
-    poll.close()
 
 
 def no_room(_: dict[str, Any], start_response: Callable[..., Any]) -> list[bytes]:

@@ -1,16 +1,14 @@
-"""The worker's server: takes connections from the channel, gives each a greenlet, and ends those that take too long."""
+"""The worker's server: takes connections from the channel, and has those ended that take too long."""
 
 from __future__ import annotations
 
-import os
-import ssl
 import time
 from socket import AF_UNIX
 from typing import TYPE_CHECKING, Any
 
 import gevent
-from gevent import pywsgi
-from gevent.pool import Pool
+from gevent.event import Event
+from gevent.pywsgi import format_date_time
 from gevent.socket import SOCK_STREAM
 from gevent.socket import socket as GeventSocket
 from gunicorn.glogging import Logger
@@ -19,32 +17,47 @@ from gunicorn.sock import ssl_context
 from sticky_session import handoff
 from sticky_session.advice import Advice
 from sticky_session.connection import FOREVER, Connection
+from sticky_session.crew import Crew
 from sticky_session.environ import bind_environ
 from sticky_session.hooks import custom_hook
 from sticky_session.identify import ByHeader, identification
 from sticky_session.outside import Visit
 from sticky_session.rehoming import Homes
 from sticky_session.request import BadRequest, Limits
+from sticky_session.transport import Transport
 from sticky_session.trust import Trust
 
 if TYPE_CHECKING:
     from sticky_session.worker import Worker
 
+# How many connections are taken before those that are open get their turn.
+TURN_CONNECTIONS = 16
 
-class Server(pywsgi.WSGIServer):  # type: ignore[misc]
-    """Takes connections from the worker's channel, and gives each a greenlet.
+_READ = 1  # libev's
+
+
+class Server:
+    """Takes connections from the worker's channel, and owns them.
 
     Reading stops while ``worker_connections`` are open, so that the channel fills and the listener answers 503.
+
+    :ivar tls: what TLS needs to know; None if it is not spoken
+    :ivar crew: the greenlets that run the app
+    :ivar closed: whether no more connections are taken
     """
 
     def __init__(self, worker: Worker) -> None:
         cfg = worker.cfg
         self.worker = worker
-        self.secure = bool(cfg.is_ssl)
-        self._context = ssl_context(cfg) if self.secure else None
-        self.connections: set[Connection] = set()
+        self.application = worker.wsgi
+        self.tls = ssl_context(cfg) if cfg.is_ssl else None
+        self.crew = Crew()
+        self.closed = False
+        self._limit = worker.connection_limit()
+        self._connections: set[Connection] = set()
         self._visits: set[Visit] = set()
-        self.draining = False
+        self._empty = Event()
+        self._draining = False
         self.head_seconds = worker.options.head_seconds
         self.keepalive_seconds = cfg.keepalive
         self.limits = Limits(cfg.limit_request_line, cfg.limit_request_fields or 32768, cfg.limit_request_field_size)
@@ -54,17 +67,21 @@ class Server(pywsgi.WSGIServer):  # type: ignore[misc]
         self.wants_access_log = worker.log.access_log_enabled or type(worker.log).access is not Logger.access
         self.trust = Trust(cfg)
         self._date = (0, b"")
-        self._receiver = handoff.Receiver(worker.seat.channel)
         self._binds = worker.seat.generation.binds
-        pool = Pool(worker.connection_limit())
-        channel = GeventSocket(fileno=os.dup(worker.seat.channel.fileno()))
-        super().__init__(channel, application=worker.wsgi, spawn=pool, log=None, error_log=None)
         known = identification(cfg, worker.options)
         self.homes = Homes(worker.seat, worker.options.header()) if isinstance(known, ByHeader) else None
         self.advice = Advice(cfg, worker.options, worker.seat.generation.table.advice, worker.log)
         self.bases = [bind_environ(cfg, address, worker.seat.slot) for _, address, _ in self._binds]
-        # pywsgi takes one at a time where several processes share a listening socket; nobody shares ours.
-        self.max_accept = 64
+        self._receiver = handoff.Receiver(worker.seat.channel)
+        self._watcher = gevent.get_hub().loop.io(worker.seat.channel.fileno(), _READ)
+
+    def __len__(self) -> int:
+        """How many connections are open."""
+        return len(self._connections) + len(self._visits)
+
+    def start(self) -> None:
+        """Begin to take connections."""
+        self._watcher.start(self._take)
         self._sweeper = gevent.spawn(self._sweep)
 
     def routing(self) -> tuple[int, int]:
@@ -79,7 +96,7 @@ class Server(pywsgi.WSGIServer):  # type: ignore[misc]
         """The Date header's value, made once a second."""
         now = int(time.time())
         if self._date[0] != now:
-            self._date = (now, pywsgi.format_date_time(now))
+            self._date = (now, format_date_time(now))
         return self._date[1]
 
     def log_invalid(self, peer: Any, error: BadRequest) -> None:
@@ -89,68 +106,86 @@ class Server(pywsgi.WSGIServer):  # type: ignore[misc]
 
     # --- connections
 
-    def do_read(self) -> tuple[Any, Any, handoff.Frame] | None:
-        """Take the next connection from the channel."""
-        try:
-            frame = self._receiver.receive()
-        except BlockingIOError:
-            if self.draining:
+    def _take(self) -> None:
+        """Take connections from the channel. Only the hub may call this."""
+        for _ in range(TURN_CONNECTIONS):
+            if self.closed or self._is_full() or not (self.worker.alive or self._draining):
+                self._watcher.stop()
+                return
+            try:
+                frame = self._receiver.receive()
+            except BlockingIOError:
+                if self._draining:
+                    self.close()
+                return
+            except EOFError:
+                # The arbiter and the listener were killed, and the worker is about to find out.
                 self.close()
-            return None
-        except EOFError:
-            # The arbiter and the listener were killed, and the worker is about to find out.
-            self.close()
-            return None
-        if frame is None:
-            self.worker.log.error("A connection was lost: no descriptors left in this worker; raise ulimit -n")
-            return None
-        family = self._binds[frame.bind].family
-        sock = GeventSocket(family, SOCK_STREAM, 0, fileno=frame.descriptor)
-        # The app's socket.setdefaulttimeout() is not meant for its clients.
-        sock.settimeout(None)
+                return
+            except Exception:
+                # The sweep goes on.
+                self._watcher.stop()
+                self.worker.log.exception("Can't take connections")
+                return
+            if frame is None:
+                self.worker.log.error("A connection was lost: no descriptors left in this worker; raise ulimit -n")
+                return
+            self._begin(frame.descriptor, frame.bind, frame.address, frame.data)
+
+    def _begin(self, descriptor: int, bind: int, address: tuple[str, int] | None, data: bytes) -> None:
+        """Serve a connection. Only the hub may call this.
+
+        :param descriptor: owned from now on
+        :param bind: index of the listening socket that it came in on
+        :param address: ``(host, port)`` in place of the peer's, or None
+        :param data: what has been read from it already
+        """
+        family = self._binds[bind].family
+        if self._binds[bind].for_bus:
+            self._receive(GeventSocket(family, SOCK_STREAM, 0, fileno=descriptor))
+            return
+        transport = Transport(descriptor, family)
         try:
-            peer = sock._sock.getpeername()
+            peer = "" if family == AF_UNIX else transport.peer()
         except OSError:
             # The client has gone already.
-            sock.close()
-            return None
-        return sock, "" if family == AF_UNIX else peer, frame
-
-    def handle(self, sock: Any, peer: Any, frame: handoff.Frame) -> None:
-        """Serve a connection, in a greenlet of its own."""
-        if self._binds[frame.bind].for_bus:
-            self._receive(Visit(sock, self.worker.publish, self.worker.settle, self.worker.log))
+            transport.close()
             return
-        if self._context is not None:
-            try:
-                with gevent.Timeout(self.head_seconds):
-                    sock = self._wrap(sock)
-            except (OSError, gevent.Timeout) as error:
-                self.worker.log.debug("TLS handshake with %s failed: %s", peer, error)
-                return
-        Connection(sock, peer, frame, self).serve()
+        connection = Connection(self, transport, bind, peer, address, data)
+        self._connections.add(connection)
+        connection.begin()
 
-    def _receive(self, visit: Visit) -> None:
+    def _is_full(self) -> bool:
+        return len(self._connections) + len(self._visits) >= self._limit
+
+    def leave(self, connection: Connection) -> None:
+        """A connection has been closed."""
+        self._connections.discard(connection)
+        self._make_room()
+
+    def _make_room(self) -> None:
+        if not self.closed:
+            self._watcher.start(self._take)
+        elif not len(self):
+            self._empty.set()
+
+    def _receive(self, sock: Any) -> None:
         """Take messages from outside."""
+        # The app's socket.setdefaulttimeout() is not meant for its clients.
+        sock.settimeout(None)
+        visit = Visit(sock, self.worker.publish, self.worker.settle, self.worker.log)
         self._visits.add(visit)
+        gevent.spawn(self._serve_visit, visit)
         if not self.worker.alive:
             # It waited in the channel while the others were told.
             gevent.spawn(visit.retire)
+
+    def _serve_visit(self, visit: Visit) -> None:
         try:
             visit.serve()
         finally:
             self._visits.remove(visit)
-
-    def _wrap(self, sock: Any) -> ssl.SSLSocket:
-        assert self._context is not None
-        cfg = self.worker.cfg
-        wrapped: ssl.SSLSocket = self._context.wrap_socket(
-            sock,
-            server_side=True,
-            suppress_ragged_eofs=cfg.suppress_ragged_eofs,
-            do_handshake_on_connect=True,
-        )
-        return wrapped
+            self._make_room()
 
     def _sweep(self) -> None:
         """End the connections that are past a deadline."""
@@ -158,30 +193,35 @@ class Server(pywsgi.WSGIServer):  # type: ignore[misc]
         while True:
             gevent.sleep(min(1.0, shortest / 4))
             now = time.monotonic()
-            for each in [each for each in self.connections if each.deadline < now or each.send_deadline < FOREVER]:
+            for each in [each for each in self._connections if each.deadline < now or each.send_deadline < FOREVER]:
                 each.check(now)
+            # After an error.
+            self._make_room()
 
     def retire(self, *, drain: bool) -> None:
         """Take no more connections, and end what clients can begin again elsewhere.
 
         :param drain: whether to take first what is in the channel
         """
-        self.draining = True
         if drain:
-            self.drain()
+            self._draining = True
+            self._make_room()
         else:
             self.close()
-        for connection in list(self.connections):
+        for connection in list(self._connections):
             connection.retire()
         for visit in self._visits:
             gevent.spawn(visit.retire)
 
-    def drain(self) -> None:
-        """Take from the channel what there are places for, and close when that was all."""
-        if not self.closed and not self.full():
-            self._do_read()
+    def join(self, seconds: float) -> None:
+        """Wait until no connection is open and no more are taken, but no longer than so many seconds."""
+        if self._draining and not self.closed:
+            # Nothing tells that the channel is empty.
+            gevent.get_hub().loop.run_callback(self._take)
+        self._empty.wait(seconds)
 
     def close(self) -> None:
         """Take no more connections."""
-        super().close()
-        self.draining = True
+        self.closed = True
+        self._watcher.stop()
+        self._make_room()

@@ -165,19 +165,16 @@ class Worker(GeventWorker):  # type: ignore[misc]
         self.seat.leave()
         deadline = time.monotonic() + self.cfg.graceful_timeout
         self.server.retire(drain=self._drain)
-        pool = self.server.pool
-        while (len(pool) or not self.server.closed or self._is_sending()) and time.monotonic() < deadline:
+        server = self.server
+        while (len(server) or not server.closed or self._is_sending()) and time.monotonic() < deadline:
             self.notify()
-            # Nothing tells that the channel is empty; and where nobody is left, join() doesn't even run the event loop.
-            self.server.drain()
-            if len(pool):
-                pool.join(timeout=min(interval, 0.1))
-            else:
+            server.join(min(interval, 0.1))
+            if self._is_sending():
                 gevent.sleep(0.01)
-        self.server.close()
-        if len(pool):
+        server.close()
+        if len(server):
             self.log.warning("Worker graceful timeout (pid:%s)", self.pid)
-            pool.kill(timeout=1)
+            server.crew.kill(1)
 
     def _is_sending(self) -> bool:
         """Whether other workers have still to get messages of this one."""

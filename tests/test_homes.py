@@ -1,8 +1,7 @@
-"""Re-homing without processes: reading again what another worker has read, and where requests belong."""
+"""Re-homing without processes: where requests belong."""
 
 from __future__ import annotations
 
-import io
 import os
 import socket
 from collections.abc import Iterator
@@ -13,14 +12,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sticky_session import handoff
 from sticky_session.config import Options
 from sticky_session.forwarded import ClientHeader
 from sticky_session.generation import Seat
 from sticky_session.handoff import Receiver
 from sticky_session.head import AddressFinder, Verdict
 from sticky_session.identify import MAX_HEAD_BYTES
-from sticky_session.rehoming import BUFFER_BYTES, MAX_KNOWN, Homes, Replay, host_of, no_room, reader, unserved
+from sticky_session.rehoming import MAX_KNOWN, Homes, host_of, no_room
 from sticky_session.request import Head, Limits, parse
 from sticky_session.ring import Ring
 from sticky_session.slots import Channel, Table
@@ -28,108 +26,6 @@ from sticky_session.slots import Channel, Table
 WORKERS = 4
 PEER = ("127.0.0.1", 4711)
 LIMITS = Limits(4094, 100, 8190)
-
-
-class Connection(io.RawIOBase):
-    """A connection on which bytes arrive in pieces; an empty piece is a moment at which nothing has arrived."""
-
-    _sock = "the socket"
-
-    def __init__(self, pieces: list[bytes]) -> None:
-        self._pieces = pieces
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int | None:  # type: ignore[override]
-        if not self._pieces:
-            return 0
-        piece = self._pieces.pop(0)
-        if not piece:
-            return None
-        size = min(len(buffer), len(piece))
-        buffer[:size] = piece[:size]
-        if piece[size:]:
-            self._pieces.insert(0, piece[size:])
-        return size
-
-
-class Sock:
-    """A socket that is only read through :meth:`makefile`."""
-
-    def __init__(self, pieces: list[bytes]) -> None:
-        self._pieces = list(pieces)
-
-    def makefile(self, mode: str, buffering: int) -> Connection:
-        """Each closes alone and takes what it reads from all."""
-        assert (mode, buffering) == ("rb", 0)
-        return Connection(self._pieces)
-
-
-PIECES = st.lists(st.binary(min_size=1, max_size=40), max_size=6)
-
-
-# --- reading again
-
-
-@given(data=st.binary(max_size=50), pieces=PIECES, sizes=st.lists(st.integers(1, 30)))
-def test_everything_is_read_once(data: bytes, pieces: list[bytes], sizes: list[int]) -> None:
-    """However it is read: first what was read before, then the connection, each byte once."""
-    again = reader(Sock(pieces), data)
-    found = b"".join(again.read(size) for size in sizes) + again.read()
-    assert found == data + b"".join(pieces)
-
-
-@given(data=st.binary(max_size=50), pieces=PIECES, sizes=st.lists(st.integers(1, 30)), hops=st.integers(1, 4))
-def test_nothing_is_left_behind(data: bytes, pieces: list[bytes], sizes: list[int], hops: int) -> None:
-    """A connection that goes on from worker to worker, each of which reads a little, arrives with every byte."""
-    sock = Sock(pieces)
-    everything = data + b"".join(pieces)
-    found = b""
-    for hop in range(hops):
-        here = reader(sock, data)
-        for size in sizes[hop::hops]:
-            found += here.read(size)
-        data = unserved(here)
-    assert found + reader(sock, data).read() == everything
-
-
-def test_more_than_one_buffer() -> None:
-    """What was read before may be larger than what is read at once, and all of it goes on."""
-    data = os.urandom(5 * BUFFER_BYTES)
-    first = reader(Sock([b"later"]), data)
-    assert first.read(10) == data[:10]
-    rest = unserved(first)
-    assert rest == data[10:]
-    second = reader(Sock([b"later"]), rest)
-    assert second.read() == data[10:] + b"later"
-
-
-def test_nothing_has_arrived() -> None:
-    """Where nothing has been read it reads once, and takes nothing for an answer."""
-    assert unserved(reader(Sock([b"", b"later"]), b"")) == b""
-    assert unserved(reader(Sock([b"now", b"later"]), b"")) == b"now"
-    assert unserved(reader(Sock([]), b"")) == b""
-    again = reader(Sock([b"", b"later"]), b"data")
-    assert again.read(4) == b"data"
-    assert unserved(again) == b""
-    assert again.read() == b"later"
-
-
-def test_a_frame_has_room_for_the_largest_head() -> None:
-    """The head, and what was read with its last byte."""
-    assert MAX_HEAD_BYTES + BUFFER_BYTES <= handoff.MAX_DATA_BYTES
-    assert len(unserved(reader(Sock([b"x" * 10 * BUFFER_BYTES]), b""))) == BUFFER_BYTES
-
-
-def test_replay_is_like_the_connection() -> None:
-    """It closes the connection's reader, and simple-websocket finds the socket in it."""
-    connection = Connection([])
-    replay = Replay(b"data", connection)
-    assert replay.readable()
-    assert replay._sock == "the socket"
-    replay.close()
-    assert connection.closed
 
 
 # --- where requests belong
