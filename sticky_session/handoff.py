@@ -32,9 +32,11 @@ _HEADER = Struct("!BBHHH")
 _ROUTES_ONLY = 1
 _DESCRIPTOR = Struct("i")
 _RIGHTS_SPACE = CMSG_SPACE(_DESCRIPTOR.size)
-# To join two of the socket module's flags takes a microsecond.
-_RECEIVE_FLAGS = int(MSG_DONTWAIT | MSG_CMSG_CLOEXEC)
 _NO_RIGHTS: list[tuple[int, int, bytes]] = []
+# Numbers, since arithmetic with the standard library's enumeration takes longer than to decode a frame.
+_NOW = int(MSG_DONTWAIT)
+_NOW_AND_CLOEXEC = int(MSG_DONTWAIT | MSG_CMSG_CLOEXEC)
+_CUT_OFF = int(MSG_CTRUNC)
 
 # gevent's os.close, which a preloaded app or listen() may have put in, leaves it to gevent's loop to close, and the
 # arbiter and the listener don't run that.
@@ -130,7 +132,7 @@ def send(channel: Socket, message: bytes, descriptor: int) -> None:
     :raises BlockingIOError: the channel is full
     :raises OSError: ETOOMANYREFS, too many descriptors are on their way (unix(7)); ENOBUFS or ENOMEM
     """
-    send_parts(channel, (message,), descriptor)
+    channel.sendmsg((message,), [(SOL_SOCKET, SCM_RIGHTS, _DESCRIPTOR.pack(descriptor))], _NOW)
 
 
 def send_parts(channel: Socket, parts: Sequence[bytes | memoryview], descriptor: int | None = None) -> None:
@@ -139,7 +141,7 @@ def send_parts(channel: Socket, parts: Sequence[bytes | memoryview], descriptor:
     :raises OSError: as :func:`send`
     """
     rights = _NO_RIGHTS if descriptor is None else [(SOL_SOCKET, SCM_RIGHTS, _DESCRIPTOR.pack(descriptor))]
-    channel.sendmsg(parts, rights, MSG_DONTWAIT)
+    channel.sendmsg(parts, rights, _NOW)
 
 
 def receive_into(channel: Socket, buffer: bytearray) -> tuple[int, array[int], bool]:
@@ -150,14 +152,14 @@ def receive_into(channel: Socket, buffer: bytearray) -> tuple[int, array[int], b
     :raises BlockingIOError: the channel is empty
     :raises EOFError: nobody has the other end any more
     """
-    size, ancillary, flags, _ = channel.recvmsg_into([buffer], _RIGHTS_SPACE, _RECEIVE_FLAGS)
+    size, ancillary, flags, _ = channel.recvmsg_into([buffer], _RIGHTS_SPACE, _NOW_AND_CLOEXEC)
     if not size and not ancillary:
         raise EOFError("the channel is closed")
     descriptors = array("i")
     for level, kind, data in ancillary:
         if level == SOL_SOCKET and kind == SCM_RIGHTS:
             descriptors.frombytes(data)
-    return size, descriptors, bool(flags & MSG_CTRUNC)
+    return size, descriptors, bool(flags & _CUT_OFF)
 
 
 class Receiver:

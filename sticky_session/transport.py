@@ -27,6 +27,10 @@ if TYPE_CHECKING:
 
 # libev's.
 _READ = 1
+# Numbers, which are faster than the standard library's enumeration.
+_NOW = int(MSG_DONTWAIT)
+_NONBLOCKING_STREAM = int(SOCK_STREAM | SOCK_NONBLOCK)
+_LOOK_NOW = int(MSG_DONTWAIT | MSG_PEEK)
 
 _epoll = get_original("select", "epoll")
 
@@ -44,7 +48,7 @@ class Transport:
     def __init__(self, descriptor: int, family: int) -> None:
         # SOCK_NONBLOCK sets nothing on the descriptor here. Without it methods would wait as long as the app's
         # socket.setdefaulttimeout() says, before they even try.
-        self._raw = _socket.socket(family, SOCK_STREAM | SOCK_NONBLOCK, 0, descriptor)
+        self._raw = _socket.socket(family, _NONBLOCKING_STREAM, 0, descriptor)
         # gevent's socket, or its TLS socket, when there is one; the other is the one within it then.
         self._waiting: Any = None
         self._watcher: Any = None
@@ -112,7 +116,7 @@ class Transport:
 
         :raises BlockingIOError: nothing has come yet
         """
-        return self._raw.recv(BUFFER_BYTES, MSG_DONTWAIT)
+        return self._raw.recv(BUFFER_BYTES, _NOW)
 
     def send_now(self, data: bytes) -> int:
         """Send what the kernel has room for now; never encrypted.
@@ -121,7 +125,7 @@ class Transport:
         :raises OSError: the client is gone
         """
         try:
-            return self._raw.send(data, MSG_DONTWAIT)
+            return self._raw.send(data, _NOW)
         except BlockingIOError:
             return 0
 
@@ -130,7 +134,7 @@ class Transport:
         if self.has_decrypted():
             return True
         try:
-            self._raw.recv(1, MSG_PEEK | MSG_DONTWAIT)
+            self._raw.recv(1, _LOOK_NOW)
         except OSError as error:
             return error.errno != errno.EAGAIN
         return True
@@ -161,7 +165,7 @@ class Transport:
         """
         if self._waiting is None:
             with contextlib.suppress(BlockingIOError):
-                return self._raw.recv(size, MSG_DONTWAIT)
+                return self._raw.recv(size, _NOW)
         data: bytes = self.socket.recv(size)
         return data
 
