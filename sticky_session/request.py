@@ -25,9 +25,11 @@ _HOST = re.compile(
 _DIGITS = re.compile(r"[0-9]{1,18}").fullmatch
 _VERSION = re.compile(r"HTTP/[0-9]\.[0-9]").fullmatch
 
+_ONCE = frozenset({"CONTENT_LENGTH", "HTTP_HOST"})
 _FRAMING = frozenset({"CONTENT_LENGTH", "HTTP_TRANSFER_ENCODING"})
 
-# Names arrive in few spellings; the environ key of each is made once. Bounded, since clients choose the spelling.
+# Names arrive in few spellings; the environ key of each is made once, but for those with an underscore. Bounded, since
+# clients choose the spelling.
 _KEYS: dict[str, str] = {}
 _MAX_KEYS = 1024
 
@@ -87,7 +89,7 @@ class Limits(NamedTuple):
         return self.line + 2 + self.fields * (self.field_size + 2) + 2
 
 
-@dataclass
+@dataclass(slots=True)
 class Head:
     """A parsed request head.
 
@@ -95,7 +97,7 @@ class Head:
     :ivar scheme: the scheme of a target in absolute form, in lower case; otherwise empty
     :ivar path: the target's path without its query, still percent-encoded
     :ivar version: ``HTTP/1.0`` or ``HTTP/1.1``, by which the request is served; a higher minor version is the latter
-    :ivar fields: names and values in the order sent, text in latin-1
+    :ivar lines: the fields' lines as sent, text in latin-1
     :ivar environ: the WSGI environ's share of the fields
     :ivar content_length: the body's length in bytes; None if there is no body or it is chunked
     """
@@ -106,12 +108,18 @@ class Head:
     path: str
     query: str
     version: str
-    fields: list[tuple[str, str]]
+    lines: list[str]
     environ: dict[str, str]
     content_length: int | None
     chunked: bool
     keep_alive: bool
     expects_continue: bool
+
+    @property
+    def fields(self) -> list[tuple[str, str]]:
+        """Names and values in the order sent, text in latin-1. Made when asked for, which most requests don't do."""
+        split = (line.partition(":") for line in self.lines)
+        return [(name, value.strip(" \t")) for name, _, value in split]
 
 
 def parse(head: str, limits: Limits, underscores: str = "drop", allowed: frozenset[str] = frozenset()) -> Head:
@@ -128,44 +136,33 @@ def parse(head: str, limits: Limits, underscores: str = "drop", allowed: frozens
         raise BadRequest(414, f"a request line of {len(line)} bytes; limit_request_line is {limits.line}")
     if len(lines) - 1 > limits.fields:
         raise BadRequest(431, f"{len(lines) - 1} header fields; limit_request_fields is {limits.fields}")
+    if limits.field_size and len(head) > limits.field_size:
+        _check_sizes(lines, limits.field_size)
     method, target, version = _parse_line(line)
 
+    # Of these characters all may be in a value, and so they are in most heads.
+    printable = "".join(lines).isprintable()
     environ: dict[str, str] = {}
-    fields = []
-    hosts = 0
-    for number in range(1, len(lines)):
-        field = lines[number]
-        if limits.field_size and len(field) > limits.field_size:
-            raise BadRequest(
-                431, f"a header field of {len(field)} bytes; limit_request_field_size is {limits.field_size}"
-            )
+    del lines[0]
+    for field in lines:
         name, colon, value = field.partition(":")
+        if not colon or not (printable or _VALUE(value)):
+            raise BadRequest(400, f"header field {field[:200]!r}")
         key = _KEYS.get(name)
         if key is None:
             key = _make_key(name)
-        if not colon or not _VALUE(value):
-            raise BadRequest(400, f"header field {field[:200]!r}")
-        value = value.strip(" \t")
-        fields.append((name, value))
-        if "_" in name and not (name.upper() in allowed or "*" in allowed):
-            if underscores == "refuse":
-                raise BadRequest(400, f"header field name {name[:200]!r} with an underscore")
-            if underscores != "dangerous":
+            if "_" in name and not _may_have_underscore(name, key, underscores, allowed):
                 continue
-        if "_" in name and key in _FRAMING:
-            # No other server takes a name with an underscore for the body's length.
-            continue
-        if key in environ:
-            if key == "CONTENT_LENGTH":
-                raise BadRequest(400, "two Content-Length fields")
-            environ[key] += ("; " if key == "HTTP_COOKIE" else ",") + value
-        else:
+        value = value.strip(" \t")
+        if key not in environ:
             environ[key] = value
-        if key == "HTTP_HOST":
-            hosts += 1
+        elif key in _ONCE:
+            raise BadRequest(400, f"two {name} fields")
+        else:
+            environ[key] += ("; " if key == "HTTP_COOKIE" else ",") + value
 
-    if hosts != 1 and (hosts or version == "HTTP/1.1"):
-        raise BadRequest(400, f"{hosts} Host fields; expected one")
+    if version == "HTTP/1.1" and "HTTP_HOST" not in environ:
+        raise BadRequest(400, "no Host field")
     scheme, path = "", target
     if target[0] != "/" and (target != "*" or method != "OPTIONS"):
         scheme, path = _take_authority(target, environ)
@@ -176,12 +173,6 @@ def parse(head: str, limits: Limits, underscores: str = "drop", allowed: frozens
         raise BadRequest(400, f"host {host[:200]!r}")
     path, _, query = path.partition("?")
     content_length, chunked = _body_length(environ, version)
-    connection = environ.get("HTTP_CONNECTION")
-    if connection is None:
-        keep_alive = version == "HTTP/1.1"
-    else:
-        options = {option.strip(" \t") for option in connection.lower().split(",")}
-        keep_alive = "close" not in options and (version == "HTTP/1.1" or "keep-alive" in options)
     return Head(
         method,
         target,
@@ -189,11 +180,11 @@ def parse(head: str, limits: Limits, underscores: str = "drop", allowed: frozens
         path,
         query,
         version,
-        fields,
+        lines,
         environ,
         content_length,
         chunked,
-        keep_alive,
+        _keeps_alive(environ, version),
         _expects_continue(environ, version),
     )
 
@@ -216,13 +207,33 @@ def _parse_line(line: str) -> tuple[str, str, str]:
     return method, target, version
 
 
+def _check_sizes(lines: list[str], most: int) -> None:
+    for field in lines[1:]:
+        if len(field) > most:
+            raise BadRequest(431, f"a header field of {len(field)} bytes; limit_request_field_size is {most}")
+
+
+def _may_have_underscore(name: str, key: str, underscores: str, allowed: frozenset[str]) -> bool:
+    """Whether a field with an underscore in its name gets into the environ.
+
+    :raises BadRequest: no request may have it
+    """
+    if name.upper() not in allowed and "*" not in allowed:
+        if underscores == "refuse":
+            raise BadRequest(400, f"header field name {name[:200]!r} with an underscore")
+        if underscores != "dangerous":
+            return False
+    # No other server takes a name with an underscore for the body's length.
+    return key not in _FRAMING
+
+
 def _make_key(name: str) -> str:
     if not _NAME(name):
         raise BadRequest(400, f"header field name {name[:200]!r}")
     key = name.upper().replace("-", "_")
     if key not in ("CONTENT_TYPE", "CONTENT_LENGTH"):
         key = "HTTP_" + key
-    if len(_KEYS) < _MAX_KEYS:
+    if len(_KEYS) < _MAX_KEYS and "_" not in name:
         _KEYS[name] = key
     return key
 
@@ -258,6 +269,18 @@ def _body_length(environ: dict[str, str], version: str) -> tuple[int | None, boo
     if not _DIGITS(length):
         raise BadRequest(400, f"Content-Length {length[:200]!r}")
     return int(length), False
+
+
+def _keeps_alive(environ: dict[str, str], version: str) -> bool:
+    """RFC 9112 section 9.3."""
+    connection = environ.get("HTTP_CONNECTION")
+    if connection is None:
+        return version == "HTTP/1.1"
+    connection = connection.lower()
+    if connection in ("close", "keep-alive"):
+        return connection != "close"
+    options = {option.strip(" \t") for option in connection.split(",")}
+    return "close" not in options and (version == "HTTP/1.1" or "keep-alive" in options)
 
 
 def _expects_continue(environ: dict[str, str], version: str) -> bool:
