@@ -39,7 +39,8 @@ style: .venv/style.stamp .venv/test.stamp
 docs: .venv/docs.stamp
 	$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build/html
 
-bench: .venv/test.stamp .venv/tools.stamp
+bench: .venv/test.stamp .venv/bench.stamp .venv/tools.stamp
+	$(BIN)/python benchmarks/parsers.py
 	$(BIN)/python benchmarks/run.py
 	$(BIN)/python benchmarks/bus.py
 
@@ -68,7 +69,7 @@ clean:
 	$(BIN)/python -m pip install --quiet --editable .
 	touch $@
 
-.venv/test.stamp .venv/style.stamp .venv/docs.stamp: .venv/%.stamp: .venv/installed.stamp
+.venv/test.stamp .venv/style.stamp .venv/docs.stamp .venv/bench.stamp: .venv/%.stamp: .venv/installed.stamp
 	$(BIN)/python -m pip install --quiet --editable '.[$*]'
 	touch $@
 
