@@ -77,7 +77,9 @@ class Ring:
 
         The order differs from partition to partition, so that a dead slot's keys spread over all the others.
         """
-        part = self.partition(key)
+        return self._successors(self.partition(key))
+
+    def _successors(self, part: int) -> Iterator[int]:
         home = self.owners[part]
         others = (slot for slot in range(self.workers) if slot != home)
         return iter(sorted(others, key=lambda slot: _rank(part, ~slot & 0xFFFFFFFF)))
@@ -88,6 +90,13 @@ class Ring:
         if home not in failed:
             return home
         return next(slot for slot in self.successors(key) if slot not in failed)
+
+    def owners_without(self, failed: Container[int]) -> tuple[int, ...]:
+        """Each partition's slot, or the first of its successors that has not failed: one never has."""
+        return tuple(
+            next(slot for slot in self._successors(part) if slot not in failed) if home in failed else home
+            for part, home in enumerate(self.owners)
+        )
 
     def shares(self) -> list[float]:
         """Each slot's share of the keys, from 0 to 1."""
