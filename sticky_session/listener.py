@@ -32,15 +32,12 @@ from typing import Any
 from gevent.monkey import get_original
 
 from sticky_session import handoff
-from sticky_session.address import Masks
 from sticky_session.arrivals import MAX_ARRIVALS, Arrivals
-from sticky_session.failover import Failover
+from sticky_session.delivery import Delivery, refusal_of
 from sticky_session.generation import Generation
 from sticky_session.identify import Client, identification
-from sticky_session.outbox import Outbox
-from sticky_session.refusal import MAX_REFUSED, Refusals, unavailable
+from sticky_session.refusal import MAX_REFUSED, Refusals
 from sticky_session.request import error_response
-from sticky_session.ring import Ring
 from sticky_session.slots import wake
 
 # accept(2): the connection died before it was accepted, or the network had an error that is its own.
@@ -110,10 +107,6 @@ class Listener:
         options = generation.options
         self._log = log
         self._table = generation.table
-        self._ring = Ring(generation.ring_size, options.partitions, options.seed)
-        self._masks = Masks(options.ipv4_prefix, options.ipv6_prefix)
-        self._failover = Failover(self._table, generation.ring_size, options.failover_seconds, log)
-        self._leftovers = [handoff.Receiver(channel.receiving_end) for channel in generation.channels]
         self._returns = generation.returns.receiving_end
         self._returned = handoff.Receiver(self._returns)
         self._lifeline = lifeline
@@ -124,11 +117,8 @@ class Listener:
         queue_size = min(options.queue_size, fair_share)
 
         self._poll = _epoll()
-        # Over TLS nothing can be said here.
-        response = None if generation.cfg.is_ssl else unavailable(1 + int(options.failover_seconds))
-        self._refusals = Refusals(self._poll, response)
-        channels = [channel.sending_end for channel in generation.channels]
-        self._outbox = Outbox(self._poll, channels, queue_size, self._refusals.add)
+        self._refusals = Refusals(self._poll, refusal_of(generation))
+        self._delivery = Delivery(generation, self._poll, queue_size, self._refusals, log)
         # A raw accept(2) without a socket object around the descriptor: most of what accept() costs is that object.
         self._listening: dict[int, tuple[Any, int]] = {}
         for index, sock in enumerate(generation.sockets):
@@ -162,13 +152,13 @@ class Listener:
         self._poll.register(self._arrivals.fileno(), _EPOLLIN)
         for descriptor in self._listening:
             self._poll.register(descriptor, _EPOLLIN)
-        self._look_at_slots(time.monotonic())
-        self._table.set_ring(self._ring.workers)
+        self._delivery.look_at_slots(time.monotonic())
+        self._table.set_ring(self._delivery.ring.workers)
         self._table.beat()
         self._log.info("Listener ready (pid:%s)", os.getpid())
         next_tick = next_beat = 0.0
         while self._stop is None:
-            busy = self._failover.any_empty or self._resume_at or self._refusals or self._arrivals or self._outbox
+            busy = self._delivery.busy or self._resume_at or self._arrivals
             for descriptor, _ in self._poll.poll(TICK_SECONDS if busy else BEAT_SECONDS):
                 self._dispatch(descriptor)
             now = time.monotonic()
@@ -223,26 +213,20 @@ class Listener:
             self._accept(*listening, ACCEPT_BURST)
         elif descriptor == self._arrivals.fileno():
             self._arrivals.handle()
-        elif descriptor in self._outbox:
-            self._outbox.handle(descriptor)
         elif descriptor == self._returns.fileno():
-            self._take_back(self._returned, ACCEPT_BURST)
-        elif descriptor in self._refusals:
-            self._refusals.handle(descriptor)
+            self._delivery.take_back(self._returned, ACCEPT_BURST)
         elif descriptor == self._signals:
             self._handle_signals()
-        else:
-            # The lifeline: the arbiter was killed.
+        elif descriptor == self._lifeline:
+            # The arbiter was killed.
             self._stop = signal.SIGQUIT
+        else:
+            self._delivery.handle(descriptor)
 
     def _tick(self, now: float) -> None:
-        self._look_at_slots(now)
-        self._refusals.sweep(now)
+        self._delivery.look_at_slots(now)
         self._arrivals.sweep(now)
-        for slot in self._failover.failed:
-            # A worker that had not heard of it yet may have passed a connection on to it.
-            self._take_back(self._leftovers[slot])
-        self._outbox.retry()
+        self._delivery.tick(now)
         if self._resume_at is not None and now >= self._resume_at:
             self._resume_at = None
             for descriptor in self._listening:
@@ -256,10 +240,11 @@ class Listener:
         message = self._plain[bind]
         for_bus = self._binds[bind].for_bus
         proxies: Container[Any] = () if for_bus else self._identification.peers
-        key = self._masks.key
-        slot_of = self._ring.slot
-        failed = self._failover.failed
-        deliver = self._outbox.deliver
+        key = self._delivery.masks.key
+        ring = self._delivery.ring
+        slot_of = ring.slot
+        failed = self._delivery.failover.failed
+        deliver = self._delivery.outbox.deliver
         for _ in range(limit):
             try:
                 descriptor, peer = accept()
@@ -284,12 +269,8 @@ class Listener:
             affinity = key(peer[0]) if isinstance(peer, tuple) else os.urandom(4) if for_bus else b""
             slot = slot_of(affinity)
             if slot in failed:
-                slot = self._ring.slot_without(affinity, failed)
+                slot = ring.slot_without(affinity, failed)
             deliver(slot, descriptor, message, affinity)
-
-    def _deliver(self, descriptor: int, message: bytes, affinity: bytes) -> None:
-        slot = self._ring.slot_without(affinity, self._failover.failed)
-        self._outbox.deliver(slot, descriptor, message, affinity)
 
     def _deliver_for(self, descriptor: int, peer: Any, bind: int, client: Client) -> None:
         """Hand off a connection whose client is known now."""
@@ -302,7 +283,7 @@ class Listener:
         else:
             host = client.host
             message = handoff.encode(bind, (host, client.port))
-        self._deliver(descriptor, message, self._masks.key(host))
+        self._delivery.deliver(descriptor, message, self._delivery.masks.key(host))
 
     def _refuse(self, descriptor: int, status: int | None) -> None:
         """Refuse a connection with an HTTP status, or just close it."""
@@ -329,32 +310,6 @@ class Listener:
             for descriptor in self._listening:
                 self._poll.unregister(descriptor)
 
-    # --- slots without a worker
-
-    def _look_at_slots(self, now: float) -> None:
-        """Where slots have failed, give what waits for them to those that stand in."""
-        if self._failover.look(now):
-            for slot in sorted(self._failover.failed):
-                self._take_back(self._leftovers[slot])
-                for descriptor, message, affinity in self._outbox.withdraw(slot):
-                    self._deliver(descriptor, message, affinity)
-
-    def _take_back(self, receiver: handoff.Receiver, limit: float = math.inf) -> None:
-        """Take frames out of a channel, and give them to those that they belong to."""
-        taken = 0
-        while taken < limit:
-            try:
-                frame = receiver.receive()
-            except BlockingIOError:
-                return
-            if frame is None:
-                # The kernel drops a descriptor that finds no place; the others wait here for another try.
-                self._log.error("A connection was lost: no descriptors left in the listener")
-                return
-            taken += 1
-            affinity = self._masks.key(peer_host(frame.descriptor) if frame.host is None else frame.host)
-            self._deliver(frame.descriptor, frame.encode(frame.bind), affinity)
-
     # --- the end
 
     def _finish(self) -> None:
@@ -373,12 +328,13 @@ class Listener:
         wake(self._doorbell)
         if self._table.is_final:
             # No other listener comes after this one.
-            self._take_back(self._returned)
+            self._delivery.take_back(self._returned)
         deadline = time.monotonic() + FLUSH_SECONDS
-        while (self._arrivals or self._outbox) and time.monotonic() < deadline and self._stop == signal.SIGTERM:
+        outbox = self._delivery.outbox
+        while (self._arrivals or outbox) and time.monotonic() < deadline and self._stop == signal.SIGTERM:
             self._table.beat()
             self._turn()
-        self._outbox.refuse_all()
+        outbox.refuse_all()
         while self._refusals and self._stop == signal.SIGTERM:
             self._turn()
 
@@ -386,15 +342,3 @@ class Listener:
         for descriptor, _ in self._poll.poll(TICK_SECONDS):
             self._dispatch(descriptor)
         self._tick(time.monotonic())
-
-
-def peer_host(descriptor: int) -> str:
-    """The peer's IP address; empty if it has none or is gone."""
-    sock = _socket.socket(fileno=descriptor)
-    try:
-        peer = sock.getpeername()
-    except OSError:
-        return ""
-    finally:
-        sock.detach()
-    return str(peer[0]) if isinstance(peer, tuple) else ""

@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Any
 
 from sticky_session.address import Masks
 from sticky_session.bus import introduce
+from sticky_session.delivery import peer_host
 from sticky_session.generation import Bind, Generation
 from sticky_session.handoff import Frame
-from sticky_session.listener import peer_host
 from sticky_session.listeners import Listeners
 from sticky_session.ring import Ring
 from sticky_session.slots import Channel, pour
