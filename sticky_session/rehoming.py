@@ -11,40 +11,27 @@ from collections.abc import Callable
 from typing import Any
 
 from sticky_session import handoff
-from sticky_session.address import Masks
 from sticky_session.forwarded import ClientHeader
 from sticky_session.generation import Seat
 from sticky_session.request import Head
-from sticky_session.ring import Ring
-from sticky_session.slots import wake
+from sticky_session.routes import Routes
 
 # How many headers' slots are remembered (and peers'), and of how long ones: a client may write what it likes in front.
 MAX_KNOWN = 8192
 MAX_KNOWN_CHARS = 64
 
 
-class Homes:
-    """Where clients belong, and the way there.
+class Homes(Routes):
+    """Where a proxy's clients belong, and the way there.
 
     :param header: the header that tells the client
-    :ivar slot: our own
     """
 
     def __init__(self, seat: Seat, header: ClientHeader) -> None:
-        self.slot = seat.slot
-        self._table = seat.generation.table
-        self._doorbell = seat.doorbell
-        # Those of slots that came later go by the listener, which has all.
-        self._channels = [channel.sending_end for channel in seat.generation.channels]
-        self._returns = seat.generation.returns.sending_end
-        self._options = seat.generation.options
-        self._masks = Masks(self._options.ipv4_prefix, self._options.ipv6_prefix)
+        super().__init__(seat)
         self._header = header
         self._name = header.name.lower()
         self._key = "HTTP_" + header.name.upper().replace("-", "_")
-        self._routing = (0, 0)
-        self._ring: Ring | None = None
-        self._failed: frozenset[int] = frozenset()
         # By what the header says, and by host for proxies, or others here, that say nothing.
         self._known: dict[str, int] = {}
         self._peers: dict[str, int] = {}
@@ -61,13 +48,9 @@ class Homes:
         return self._find(said, head, peer) if slot is None else slot
 
     def _learn(self) -> None:
-        self._routing = self._table.routing
+        super()._learn()
         self._known.clear()
         self._peers.clear()
-        workers = self._routing[0]
-        if workers:
-            self._ring = Ring(workers, self._options.partitions, self._options.seed)
-            self._failed = self._table.failed(workers)
 
     def _find(self, said: str, head: Head, peer: Any) -> int:
         if self._ring is None:
@@ -75,7 +58,7 @@ class Homes:
             return self.slot
         client = self._client(said, head)
         host = client or host_of(peer)
-        slot = self._ring.slot_without(self._masks.key(host), self._failed)
+        slot = self.home(host)
         if not said:
             _remember(self._peers, host, slot)
         elif client is not None and len(said) <= MAX_KNOWN_CHARS and '"' not in said:
@@ -92,32 +75,14 @@ class Homes:
         # A quote that one value has opened must not be closed by the next.
         return self._header.address([value for name, value in head.fields if name.lower() == self._name])
 
-    def is_served(self, slot: int) -> bool:
-        """Whether a worker serves the slot now."""
-        return bool(self._table.holder(slot))
-
-    def is_forsaken(self, slot: int) -> bool:
-        """Whether nobody may ever read what is sent to the slot: all are about to end, the listener first."""
-        return self._table.is_final and (slot >= len(self._channels) or not self._table.holder(slot))
-
     def send(self, slot: int, descriptor: int, bind: int, data: bytes, head: Head) -> bool:
         """Send a connection where it belongs. The caller still owns the descriptor and closes it.
 
         :param data: all that has been read and not been served
         :returns: False if there is no room for it now
         """
-        channel = self._channels[slot] if slot < len(self._channels) else self._returns
         client = self._client(head.environ.get(self._key, ""), head)
-        try:
-            handoff.send(channel, handoff.encode(bind, None, data, client), descriptor)
-        except OSError as error:
-            if error.errno not in handoff.CHANNEL_FULL:
-                raise
-            return False
-        if not self._table.holder(slot):
-            # After a reload the arbiter gives it to the slot's new worker.
-            wake(self._doorbell)
-        return True
+        return self.pass_on(slot, handoff.encode(bind, None, data, client), descriptor)
 
 
 def _remember(known: dict[str, int], what: str, slot: int) -> None:
