@@ -22,6 +22,7 @@ packet ends the program with 0. See Documentation/networking/filter.rst of the k
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 from sticky_session.errors import OptionError
@@ -85,6 +86,14 @@ def fits(workers: int, partitions: int) -> bool:
     """
     longest_hash = len(_hash(0, 31, 127))
     return longest_hash + len(_owner([workers - 1] * partitions)) <= MAX_INSTRUCTIONS
+
+
+@lru_cache(maxsize=8)
+def most_workers(partitions: int) -> int:
+    """The largest number of workers that there can be a program for, see :func:`fits`; 0 if not even for one."""
+    # The length depends on the number of bits that a slot's number takes.
+    fitting = (2**bits for bits in range(partitions.bit_length() + 1) if fits(2**bits, partitions))
+    return min(max(fitting, default=0), partitions)
 
 
 # --- the hash, in A

@@ -7,17 +7,42 @@ Sockets of several users never make a group.
 
 from __future__ import annotations
 
+import _socket
 import ctypes
 import errno
+import os
 import struct
-from collections.abc import Sequence
-from socket import SOL_SOCKET
+from collections.abc import Iterable, Iterator, Sequence
+from socket import (
+    AF_INET6,
+    IPPROTO_IPV6,
+    IPPROTO_TCP,
+    IPV6_V6ONLY,
+    SO_BINDTODEVICE,
+    SO_KEEPALIVE,
+    SO_REUSEADDR,
+    SO_REUSEPORT,
+    SOCK_STREAM,
+    SOL_SOCKET,
+    TCP_INFO,
+    TCP_NODELAY,
+)
 from typing import Any
 
 from sticky_session.errors import PlatformError
 
 # asm-generic/socket.h. Python has no name for it.
 _SO_ATTACH_REUSEPORT_CBPF = 51
+# linux/tcp.h: where struct tcp_info has tcpi_unacked and tcpi_sacked; of a listening socket these are how many
+# connections wait, and how many may (net/ipv4/tcp.c, tcp_get_info).
+_QUEUE = struct.Struct("24x2I")
+# The longest name of an interface, linux/if.h.
+_IFNAMSIZ = 16
+# What connections have from the socket that they were accepted from, and what lets several have its address.
+_COPIED = ((SOL_SOCKET, SO_REUSEADDR), (SOL_SOCKET, SO_KEEPALIVE), (IPPROTO_TCP, TCP_NODELAY))
+
+# BPF_RET | BPF_K: everybody goes to the first socket.
+ONLY_FIRST = ((0x06, 0, 0, 0),)
 
 
 def attach(sock: Any, program: Sequence[tuple[int, int, int, int]]) -> None:
@@ -41,3 +66,89 @@ def attach(sock: Any, program: Sequence[tuple[int, int, int, int]]) -> None:
             f"the kernel refuses the router's program of {len(program)} instructions: {error.strerror}; "
             f"expected Linux 4.6 or newer, and sockets with SO_REUSEPORT; {cure}use the listener"
         ) from error
+
+
+class Group:
+    """The listening sockets of one address: one for each slot, whose number in the group is the slot's.
+
+    None is closed while the group is in use, so that no number changes, and nobody who waits in one is lost.
+
+    :param first: the first slot's, which listens already. Nobody else could have had its address
+    :param others: those of the next slots, if there is a group already
+    :ivar members: the sockets, by slot; the first is a copy
+    """
+
+    def __init__(self, first: Any, others: Iterable[_socket.socket] = ()) -> None:
+        self.members = [_socket.socket(fileno=os.dup(first.fileno())), *others]
+        for member in self.members:
+            member.setblocking(False)
+
+    def grow(self, slots: int) -> None:
+        """Have sockets for ``slots`` slots. A new one gets no connections before a program names it.
+
+        :raises OSError: there can't be so many
+        """
+        while len(self.members) < slots:
+            if len(self.members) == 1:
+                # Only now: a group of one is what the socket was before.
+                self.members[0].setsockopt(SOL_SOCKET, SO_REUSEPORT, 1)
+            self.members.append(_sibling(self.members[0]))
+            if len(self.members) == 2:
+                # There was no group that could have a program before.
+                attach(self.members[0], ONLY_FIRST)
+
+    def waiting(self, slot: int) -> int:
+        """How many connections wait to be accepted for a slot."""
+        return _queue(self.members[slot])[0]
+
+    @property
+    def backlog(self) -> int:
+        """How many connections may wait for each slot."""
+        return _queue(self.members[0])[1]
+
+    def accept(self, slot: int) -> Iterator[tuple[int, Any]]:
+        """Take the connections that wait for a slot: descriptors, which the caller owns, and peers.
+
+        :raises OSError: as accept(2); never because there are no more
+        """
+        while True:
+            try:
+                yield self.members[slot]._accept()  # type: ignore[attr-defined]  # without a socket object around it
+            except BlockingIOError:
+                return
+
+    def close(self, keep: int | None = None) -> None:
+        """Close the sockets in this process.
+
+        :param keep: a slot whose socket stays open
+        """
+        for slot, member in enumerate(self.members):
+            if slot != keep:
+                member.close()
+
+
+def _sibling(first: _socket.socket) -> _socket.socket:
+    """A socket that listens as another one does, in its group."""
+    sock = _socket.socket(first.family, SOCK_STREAM)
+    try:
+        for level, option in _COPIED:
+            sock.setsockopt(level, option, first.getsockopt(level, option))
+        if first.family == AF_INET6:
+            sock.setsockopt(IPPROTO_IPV6, IPV6_V6ONLY, first.getsockopt(IPPROTO_IPV6, IPV6_V6ONLY))
+        device = first.getsockopt(SOL_SOCKET, SO_BINDTODEVICE, _IFNAMSIZ)
+        if device:
+            sock.setsockopt(SOL_SOCKET, SO_BINDTODEVICE, device)
+        sock.setsockopt(SOL_SOCKET, SO_REUSEPORT, 1)
+        sock.setblocking(False)
+        sock.bind(first.getsockname())
+        sock.listen(_queue(first)[1])
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def _queue(listening: _socket.socket) -> tuple[int, int]:
+    """How many connections wait to be accepted, and how many may."""
+    waiting, most = _QUEUE.unpack(listening.getsockopt(IPPROTO_TCP, TCP_INFO, _QUEUE.size))
+    return waiting, most

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from sticky_session import OptionError, Ring
 from sticky_session.address import Masks, unpack
-from sticky_session.bpf import MAX_INSTRUCTIONS, Code, fits, slot_program
+from sticky_session.bpf import MAX_INSTRUCTIONS, Code, fits, most_workers, slot_program
 
 IPV4 = st.binary(min_size=4, max_size=4)
 MAPPED = IPV4.map(lambda address: bytes(10) + b"\xff\xff" + address)
@@ -153,6 +153,16 @@ def test_fits(workers: int, partitions: int) -> None:
     assert fits(workers, partitions)
     for ipv4_prefix, ipv6_prefix in ((32, 64), (31, 127), (0, 0), (32, 128)):
         program_of(Ring(workers, partitions), ipv4_prefix, ipv6_prefix)
+
+
+@pytest.mark.parametrize(
+    ("partitions", "workers"), [(1, 1), (7, 7), (1024, 1024), (4096, 256), (8192, 16), (32768, 2), (65536, 1)]
+)
+def test_most_workers(partitions: int, workers: int) -> None:
+    """There are programs for so many workers, and not for one more."""
+    assert most_workers(partitions) == workers
+    assert fits(workers, partitions)
+    assert workers == partitions or not fits(workers + 1, partitions)
 
 
 @pytest.mark.parametrize("workers", [1, 2, 4, 64, 512])
