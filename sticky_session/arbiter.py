@@ -37,10 +37,11 @@ from gunicorn.pidfile import Pidfile
 from sticky_session import boot, bussocket, sockets
 from sticky_session.bussocket import BusSocket
 from sticky_session.children import fork, is_lost, original_fork
-from sticky_session.errors import OptionError, StickySessionError
+from sticky_session.errors import OptionError, PlatformError, StickySessionError
 from sticky_session.generation import Generation, Seat
 from sticky_session.handoff import close
-from sticky_session.listener import Listener
+from sticky_session.kernelrouter import KernelRouter
+from sticky_session.listener import FLUSH_SECONDS, Listener
 from sticky_session.listeners import Listeners
 from sticky_session.settings import check_settings, options_of, warnings
 from sticky_session.succession import Succession
@@ -103,12 +104,15 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
             # gevent's os.close has put off what gunicorn closed of inherited sockets: no child may have a copy.
             gevent.idle()
         self._listeners = Listeners(self.log, self._be_listener)
+        self._router = KernelRouter.from_environment(os.environ, self.log)
         # The workers whose end has not been noted yet.
         self._workers: dict[int, Worker] = {}
         inherited = bussocket.inherit(os.environ)
         bus_socket = bussocket.listen(options_of(self.cfg), self.cfg, inherited)
         sockets.close([it for it in inherited if it not in bus_socket], unlink=False)
-        first = self._new_generation([*self.LISTENERS, *bus_socket])
+        # The arbiter that has started this one makes no new sockets as long as both live.
+        first = self._new_generation([*self.LISTENERS, *bus_socket], alone=True)
+        self._router.close_inherited()
         self._generations = Succession(first, self._workers, self._listeners, self.log)
         self._has_served = False
         self._stopping = False
@@ -137,6 +141,12 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
             owned = self._is_alone() and it.is_in_place if isinstance(it, BusSocket) else self.owns_socket_files()
             sockets.close([it], unlink=owned)
 
+    def _leave(self, listening: Iterable[Any]) -> None:
+        """Listen on some sockets no longer; who waits there is served."""
+        for it in listening:
+            self._router.drop(it)
+            self._close_sockets([it])
+
     def _rung(self, *_: object) -> None:
         self.wakeup()
 
@@ -153,13 +163,19 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
             # It takes it again for the next subprocess, and would wait for ever if it believed that it still has it.
             gevent.get_hub().loop.reset_sigchld()
 
-    def _new_generation(self, listening: list[Any]) -> Generation:
-        generation = Generation(copy.copy(self.app), options_of(self.cfg), self.num_workers, listening)
+    def _new_generation(self, listening: list[Any], *, alone: bool) -> Generation:
+        options = options_of(self.cfg)
+        groups = self._router.choose(self.cfg, options, listening, self.num_workers, alone=alone)
+        generation = Generation(copy.copy(self.app), options, self.num_workers, listening, groups)
         for warning in warnings(self.cfg, generation.binds):
             self.log.warning("%s", warning)
         return generation
 
     # --- gunicorn's loop
+
+    def wait_for_signals(self, timeout: float = 1.0) -> Any:
+        """Wait for the next turn."""
+        return super().wait_for_signals(min(timeout, self._router.tick_seconds))
 
     def manage_workers(self) -> None:
         """Take the next step towards what there should be. Called at every turn of the loop."""
@@ -176,10 +192,12 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
         for generation, slot in list(generations.to_fill(self.num_workers)):
             self._spawn(generation, slot)
         generations.introduce()
-        self._watch_listener()
+        self._route()
         for worker in generations.surplus(self.num_workers):
             worker.told_to_stop = True
             self.kill_worker(worker.pid, signal.SIGTERM)
+        self._router.prune(generations)
+        self._router.turn()
         generations.run_dry(self.num_workers)
         self._tell_metrics()
         self._watch_children()
@@ -259,12 +277,12 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
             listening += bussocket.listen(options_of(self.app.cfg), self.app.cfg, before)
             self.setup(self.app)
             self._rewrite_pidfile()
-            generation = self._new_generation(listening)
+            generation = self._new_generation(listening, alone=self._is_alone())
         except (Exception, SystemExit) as error:
             # gunicorn has said why before SystemExit.
             reason = "" if isinstance(error, SystemExit) else error
             self.log.error("Reload failed, the old configuration stays in force. %s", reason)
-            self._close_sockets(it for it in listening if it not in before)
+            self._leave(it for it in listening if it not in before)
             self._return_to(former)
             return
         self.log.reopen_files()
@@ -358,7 +376,7 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
         before = self._generations.sockets()
         yield
         needed = self._generations.sockets()
-        self._close_sockets(it for it in before if it not in needed)
+        self._leave(it for it in before if it not in needed)
 
     # --- other signals
 
@@ -373,21 +391,33 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
         if graceful:
             # The listener may have ended a moment ago, and connections wait in the kernel's queues for the next one.
             self._listeners.reap()
-            self._watch_listener(pause=False)
+            self._route(pause=False)
+        for generation in self._generations:
+            # Before the listener goes: nobody else takes what workers pass on to slots that are newer than they are.
+            generation.table.set_final(True)
+        if graceful and self._router.is_open:
+            self._router.turn()
+            # They accept what waits, and need the sockets for it.
+            self._spawn_for_the_rest()
         self._close_sockets(self._generations.sockets())
+        self._router.close()
         self.LISTENERS = []
         for generation in self._generations:
             generation.sockets.clear()
-            # Before the listener goes: nobody else takes what workers pass on to slots that are newer than they are.
-            generation.table.set_final(True)
+            generation.groups.clear()
         deadline = time.monotonic() + self.cfg.graceful_timeout
+        flushed_at = time.monotonic() + FLUSH_SECONDS if graceful else 0.0
         self._listeners.stop(signal.SIGTERM if graceful else signal.SIGQUIT)
-        while self._listeners and time.monotonic() < deadline:
+        while (self._listeners or self._router.has_connections) and time.monotonic() < deadline:
             if graceful and self._wants_quick_end():
                 graceful = False
                 deadline = min(deadline, time.monotonic() + QUICK_SECONDS)
+                flushed_at = 0.0
                 self._listeners.kill(signal.SIGQUIT)
             self._listeners.reap()
+            self._router.turn()
+            if time.monotonic() > flushed_at:
+                self._router.refuse_all()
             if not self._listeners.is_accepting():
                 # Another arbiter, if there is one, may accept from now on.
                 self._upgrade.close()
@@ -438,7 +468,12 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
             os.set_inheritable(listening.fileno(), listening in self.LISTENERS)
         bus_socket, environ = self._generations.newest.bus_socket, self.cfg.env_orig
         try:
-            with self._upgrade.offer(environ), bussocket.offer(bus_socket, environ), original_fork():
+            with (
+                self._upgrade.offer(environ),
+                bussocket.offer(bus_socket, environ),
+                self._router.offer(self.LISTENERS, environ),
+                original_fork(),
+            ):
                 super().reexec()
         except Exception:
             self.log.exception("The new arbiter can't be started")
@@ -450,16 +485,19 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
 
     def _resize(self) -> None:
         """SIGTTIN and SIGTTOU; leave out SIGTTIN's that are too many."""
-        generations = self._generations
-        most = generations.current.capacity
+        generations, current = self._generations, self._generations.current
+        most, why = current.capacity, f"with {current.options.partitions} partitions"
+        if current.groups and not self._is_alone():
+            # The kernel numbers sockets as they come, whosever they are.
+            most, why = len(current.channels), "while another arbiter listens on the same addresses"
         if generations.next is None and self.num_workers > most:
-            self.log.error("workers=%s: expected at most %s, the number of partitions", self.num_workers, most)
+            self.log.error("workers=%s: expected at most %s %s", self.num_workers, most, why)
             self.num_workers = most
         try:
             generations.resize(self.num_workers)
-        except OSError as error:
-            self.log.error("workers=%s: %s", self.num_workers, error.strerror)
-            self.num_workers = generations.current.ring_size
+        except (OSError, PlatformError) as error:
+            self.log.error("workers=%s: %s", self.num_workers, error)
+            self.num_workers = current.ring_size
 
     def _note_ready_workers(self) -> None:
         for worker in self.WORKERS.values():
@@ -479,7 +517,7 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
             extra = {"metric": "gunicorn.workers", "value": count, "mtype": "gauge"}
             self.log.debug("%s workers", count, extra=extra)
         if self.cfg.enable_backlog_metric:
-            backlog = sum(listening.get_backlog() or 0 for listening in self.LISTENERS)
+            backlog = sum(listening.get_backlog() or 0 for listening in self.LISTENERS) + self._router.waiting()
             if backlog >= 0:
                 extra = {"metric": "gunicorn.backlog", "value": backlog, "mtype": "histogram"}
                 self.log.debug("socket backlog: %s", backlog, extra=extra)
@@ -531,6 +569,7 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
         for sibling in self.WORKERS.values():
             sibling.tmp.close()
         self._close_in_child()
+        self._router.close_in_child(keep=worker.seat.generation.groups)
         self._close_generations(keep=worker.seat.generation)
         worker.seat.close_others()
         self.run_worker(worker)
@@ -553,18 +592,35 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
                 pause = RETRY_SECONDS[min(failures, len(RETRY_SECONDS) - 1)]
                 seat.generation.retry_at[seat.slot] = time.monotonic() + pause
 
-    # --- the listener
+    # --- who accepts
 
-    def _watch_listener(self, *, pause: bool = True) -> None:
-        """Have a listener that feeds the current generation, unless this arbiter rests.
+    def _route(self, *, pause: bool = True) -> None:
+        """Have a listener that feeds the current generation, or let its workers accept, unless this arbiter rests.
 
         :param pause: whether to wait a moment if one has just failed
         """
         current = self._generations.current
         ready = self._has_served and current.is_filled(current.ring_size)
-        if not self._upgrade.may_accept(ready, self._listeners.is_accepting()) or self.num_workers == 0:
+        by_kernel = bool(current.groups)
+
+        def may_accept() -> bool:
+            accepting = self._listeners.is_accepting() or self._router.is_open
+            return self._upgrade.may_accept(ready, accepting, by_kernel=by_kernel)
+
+        if not may_accept() or self.num_workers == 0:
             self._listeners.stop(signal.SIGTERM)
+            if self._upgrade.yields_to_listener:
+                self._router.gather(current)
+            else:
+                self._router.shut()
+            # The other one need not wait for the next turn, unless a listener has still to accept what is left.
+            may_accept()
+        elif by_kernel:
+            self._listeners.stop(signal.SIGTERM)
+            if not self._listeners.is_accepting():
+                self._router.open(current)
         else:
+            self._router.gather(current)
             self._listeners.start(current, pause=pause)
 
     def _be_listener(self, generation: Generation) -> NoReturn:
@@ -574,6 +630,7 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
             cfg = generation.cfg
             for worker in self.WORKERS.values():
                 worker.tmp.close()
+            self._router.close_in_child()
             self._close_generations(keep=generation)
             generation.close_buses()
             util._setproctitle(f"listener [{self.proc_name}]")

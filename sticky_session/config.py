@@ -140,6 +140,12 @@ def _hop(text: str) -> str:
     return str(parse_hop(text.lower()))
 
 
+def _router(text: str) -> str:
+    if text.lower() not in ROUTERS:
+        raise ValueError
+    return text.lower()
+
+
 def _path(text: str) -> str:
     if text.lower() == OFF:
         return OFF
@@ -157,6 +163,7 @@ def _mode(text: str) -> str:
 
 # The client_header, or bus_socket, that is none.
 OFF = "off"
+ROUTERS = (LISTENER, KERNEL, AUTO) = ("listener", "kernel", "auto")
 # sockaddr_un's sun_path without its last null byte (unix(7)).
 MAX_SOCKET_PATH_BYTES = 107
 
@@ -202,6 +209,20 @@ OPTIONS: tuple[Option, ...] = (
         unit="bits",
         help="How many leading bits of an IPv6 address count: privacy addresses change within the /64.",
         flag="--ipv6-prefix",
+    ),
+    Choice(
+        name="router",
+        noun="ROUTER",
+        expected="listener, kernel or auto",
+        check=_router,
+        default=LISTENER,
+        unit="router",
+        help="Who chooses a connection's worker: a listener process, or the kernel by a program that it runs for every "
+        "new connection. The kernel knows nothing of Unix sockets and the PROXY protocol, and brings what comes from "
+        "trusted proxies to one worker first. auto: the kernel where it can serve all alike, so only with "
+        "--client-header off or nobody in forwarded_allow_ips, which by default names this machine's own proxies; "
+        "else the listener.",
+        flag="--router",
     ),
     Number(
         name="queue_size",
@@ -314,6 +335,7 @@ class Options:
     seed: int
     ipv4_prefix: int
     ipv6_prefix: int
+    router: str
     queue_size: int
     failover_seconds: float
     head_seconds: float

@@ -11,8 +11,10 @@ import os
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from sticky_session.bpf import most_workers
 from sticky_session.bussocket import BusSocket
 from sticky_session.config import Options
+from sticky_session.reuseport import Group
 from sticky_session.slots import Channel, Table, wake
 from sticky_session.surroundings import Surroundings
 
@@ -42,6 +44,8 @@ class Generation:
     :ivar ring_size: how many slots the listener's ring has; the channels may be more while the ring grows or shrinks
     :ivar sockets: the listening sockets (gunicorn's objects, and the bus socket), by the frame's index; generations may
         share them
+    :ivar groups: where the kernel routes: of each socket the group that it belongs to, None for the bus socket; where
+        the listener does: nothing
     :ivar binds: what they are bound to
     :ivar buses: what the workers tell each other travels on these, see :mod:`.bus`; none if the option is off
     :ivar failures: slot -> how many times in a row its worker failed to boot
@@ -54,6 +58,7 @@ class Generation:
     options: Options
     ring_size: int
     sockets: list[Any]
+    groups: list[Group | None] = field(default_factory=list)
     channels: list[Channel] = field(default_factory=list)
     buses: list[Channel] = field(default_factory=list)
     failures: dict[int, int] = field(default_factory=dict)
@@ -91,10 +96,17 @@ class Generation:
     @property
     def capacity(self) -> int:
         """How many slots there can be."""
-        return self.options.partitions
+        partitions = self.options.partitions
+        return most_workers(partitions) if self.groups else partitions
 
     def grow(self, slots: int) -> None:
-        """Have channels for ``slots`` slots, empty from now on."""
+        """Have channels for ``slots`` slots, empty from now on.
+
+        :raises OSError: there can't be so many
+        """
+        for group in self.groups:
+            if group is not None:
+                group.grow(slots)
         while len(self.channels) < slots:
             channel = Channel()
             if self.options.bus:
@@ -110,6 +122,12 @@ class Generation:
     def is_filled(self, slots: int) -> bool:
         """Whether workers serve the first ``slots`` slots."""
         return all(self.table.holder(slot) for slot in range(slots))
+
+    def has_connections(self, slot: int) -> bool:
+        """Whether frames wait in a slot's channel, or connections that are to be accepted by its worker."""
+        if not self.channels[slot].is_empty:
+            return True
+        return self.table.admits and any(group is not None and group.waiting(slot) for group in self.groups)
 
     def close_buses(self) -> None:
         """Have no end of the bus in this process, which is the listener's."""
@@ -134,6 +152,8 @@ class Seat:
 
     :ivar doorbell: writing end of the pipe that wakes the arbiter
     :ivar known_slots: arbiter: how many slots' buses the worker can send to
+    :ivar listening: worker: the sockets that it accepts from itself, where the kernel routes, and the indexes of their
+        binds
     """
 
     slot: int
@@ -143,6 +163,8 @@ class Seat:
 
     def __post_init__(self) -> None:
         self.known_slots = len(self.generation.buses)
+        # In the worker.
+        self.listening: list[tuple[Any, int]] = []
 
     @property
     def channel(self) -> _socket.socket:
@@ -151,8 +173,8 @@ class Seat:
 
     @property
     def has_connections(self) -> bool:
-        """Whether frames wait in the slot's channel."""
-        return not self.generation.channels[self.slot].is_empty
+        """Whether somebody waits for the slot's worker."""
+        return self.generation.has_connections(self.slot)
 
     def take(self) -> None:
         """This process has booted and serves the slot."""
@@ -165,7 +187,13 @@ class Seat:
         wake(self.doorbell)
 
     def close_others(self) -> None:
-        """Close the ends that only other slots' workers, and the listener, read from, in a worker."""
+        """Close what only other slots' workers, and the listener, read and accept from, in a worker."""
+        for bind, group in enumerate(self.generation.groups):
+            if group is not None:
+                self.listening.append((group.members[self.slot], bind))
+                group.close(keep=self.slot)
+            else:
+                self.listening.append((_duplicate(self.generation.sockets[bind]), bind))
         self.generation.returns.receiving_end.close()
         for slot, channel in enumerate(self.generation.channels):
             if slot != self.slot:
@@ -173,3 +201,9 @@ class Seat:
         for slot, bus in enumerate(self.generation.buses):
             if slot != self.slot:
                 bus.receiving_end.close()
+
+
+def _duplicate(listening: Any) -> _socket.socket:
+    sock = _socket.socket(fileno=os.dup(listening.fileno()))
+    sock.setblocking(False)
+    return sock

@@ -15,16 +15,16 @@ class Outbox:
 
     :param poll: the listener's epoll object; events of the channels go to :meth:`handle`
     :param channels: where to send, by slot
-    :param most: how many connections may wait for one slot
     :param refuse: takes the descriptor of a connection that finds no place
+    :ivar most: how many connections may wait for one slot
     """
 
     def __init__(
         self, poll: select.epoll, channels: Sequence[handoff.Socket], most: int, refuse: Callable[[int], None]
     ) -> None:
+        self.most = most
         self._poll = poll
         self._channels = channels
-        self._most = most
         self._refuse = refuse
         # Descriptor, frame and affinity key.
         self._waiting: list[deque[tuple[int, bytes, bytes]]] = [deque() for _ in channels]
@@ -39,12 +39,21 @@ class Outbox:
     def __contains__(self, descriptor: int) -> bool:
         return descriptor in self._slots
 
+    @property
+    def slots(self) -> int:
+        """How many slots there are."""
+        return len(self._channels)
+
+    def holds(self, slot: int) -> bool:
+        """Whether somebody waits for a slot."""
+        return bool(self._waiting[slot])
+
     def deliver(self, slot: int, descriptor: int, message: bytes, affinity: bytes) -> None:
         """Send a connection, now or when there is room, and own its descriptor from now on."""
         waiting = self._waiting[slot]
         if not waiting and self._send(slot, descriptor, message):
             handoff.close(descriptor)
-        elif len(waiting) < self._most:
+        elif len(waiting) < self.most:
             waiting.append((descriptor, message, affinity))
         else:
             self._refuse(descriptor)
@@ -67,9 +76,16 @@ class Outbox:
 
     def refuse_all(self) -> None:
         """Send nothing any more."""
-        for slot in range(len(self._channels)):
+        for slot in range(self.slots):
             for descriptor, _, _ in self.withdraw(slot):
                 self._refuse(descriptor)
+
+    def forget(self) -> None:
+        """In a child of the process that owns them: close those that wait."""
+        for waiting in self._waiting:
+            for descriptor, _, _ in waiting:
+                handoff.close(descriptor)
+            waiting.clear()
 
     def _send(self, slot: int, descriptor: int, message: bytes) -> bool:
         """Send one frame; if it can't be taken now, see to it that it is tried again when it can."""

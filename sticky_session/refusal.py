@@ -46,12 +46,12 @@ class Refusals:
     """The connections being refused.
 
     :param poll: the listener's epoll object; events of our descriptors go to :meth:`handle`
-    :param response: what to answer as a rule; None where it can't be said (TLS): then connections are just closed
+    :ivar response: what to answer as a rule; None where it can't be said (TLS): then connections are just closed
     """
 
     def __init__(self, poll: select.epoll, response: bytes | None) -> None:
         self._poll = poll
-        self._response = response
+        self.response = response
         self._refused: dict[int, _Refused] = {}
 
     def __len__(self) -> int:
@@ -65,7 +65,7 @@ class Refusals:
 
         :param response: what to answer in place of the rule
         """
-        if self._response is None:
+        if self.response is None:
             close(descriptor)
             return
         try:
@@ -75,9 +75,9 @@ class Refusals:
             return
         sock.setblocking(False)
         if len(self._refused) >= MAX_REFUSED:
-            _refuse_at_once(sock, response or self._response)
+            _refuse_at_once(sock, response or self.response)
             return
-        self._refused[descriptor] = _Refused(sock, response or self._response, time.monotonic() + REFUSAL_SECONDS)
+        self._refused[descriptor] = _Refused(sock, response or self.response, time.monotonic() + REFUSAL_SECONDS)
         self._poll.register(descriptor, select.EPOLLIN)
 
     def handle(self, descriptor: int) -> None:
@@ -109,6 +109,12 @@ class Refusals:
         """End all of them."""
         for descriptor in list(self._refused):
             self._drop(descriptor)
+
+    def forget(self) -> None:
+        """In a child of the process that owns them: close them."""
+        for refused in self._refused.values():
+            refused.socket.close()
+        self._refused.clear()
 
     def _answer(self, refused: _Refused) -> bool:
         try:

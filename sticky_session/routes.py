@@ -65,6 +65,16 @@ class Routes:
             wake(self._doorbell)
         return True
 
+    def hand_back(self, message: bytes, descriptor: int) -> bool:
+        """Send a connection to the arbiter, which has queues for slots whose channels are full.
+
+        :returns: False if there is no room for it now
+        """
+        if not _send(self._returns, message, descriptor):
+            return False
+        wake(self._doorbell)
+        return True
+
 
 def _send(channel: handoff.Socket, message: bytes, descriptor: int) -> bool:
     try:

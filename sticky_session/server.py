@@ -1,8 +1,9 @@
-"""The worker's server: takes connections from the channel, and has those ended that take too long."""
+"""The worker's server: takes connections in, and has those ended that take too long."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from socket import AF_UNIX
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ from gunicorn.glogging import Logger
 from gunicorn.sock import ssl_context
 
 from sticky_session import handoff
+from sticky_session.acceptor import Acceptor
 from sticky_session.advice import Advice
 from sticky_session.connection import FOREVER, Connection
 from sticky_session.crew import Crew
@@ -35,14 +37,18 @@ TURN_CONNECTIONS = 16
 
 _READ = 1  # libev's
 
+# Takes one connection in; returns False if there is none.
+Source = Callable[[], bool]
+
 
 class Server:
-    """Takes connections from the worker's channel, and owns them.
+    """Takes connections from the worker's channel, has them accepted where the kernel routes, and owns them.
 
     Reading stops while ``worker_connections`` are open, so that the channel fills and the listener answers 503.
 
     :ivar tls: what TLS needs to know; None if it is not spoken
     :ivar crew: the greenlets that run the app
+    :ivar draining: whether it is to take only what waits already
     :ivar closed: whether no more connections are taken
     """
 
@@ -57,7 +63,7 @@ class Server:
         self._connections: set[Connection] = set()
         self._visits: set[Visit] = set()
         self._empty = Event()
-        self._draining = False
+        self.draining = False
         self.head_seconds = worker.options.head_seconds
         self.keepalive_seconds = cfg.keepalive
         self.limits = Limits(cfg.limit_request_line, cfg.limit_request_fields or 32768, cfg.limit_request_field_size)
@@ -74,14 +80,17 @@ class Server:
         self.bases = [bind_environ(cfg, address, worker.seat.slot) for _, address, _ in self._binds]
         self._receiver = handoff.Receiver(worker.seat.channel)
         self._watcher = gevent.get_hub().loop.io(worker.seat.channel.fileno(), _READ)
+        self._acceptor = Acceptor(self) if worker.seat.generation.groups else None
+        self._taking = False
 
     def __len__(self) -> int:
         """How many connections are open."""
-        return len(self._connections) + len(self._visits)
+        passing_on = 0 if self._acceptor is None else self._acceptor.passing_on
+        return len(self._connections) + len(self._visits) + passing_on
 
     def start(self) -> None:
         """Begin to take connections."""
-        self._watcher.start(self._take)
+        self.make_room()
         self._sweeper = gevent.spawn(self._sweep)
 
     def routing(self) -> tuple[int, int]:
@@ -106,37 +115,69 @@ class Server:
 
     # --- connections
 
-    def _take(self) -> None:
-        """Take connections from the channel. Only the hub may call this."""
+    def take(self, source: Source) -> None:
+        """Take connections in, as many as there are places for. Only the hub may call this."""
         for _ in range(TURN_CONNECTIONS):
-            if self.closed or self._is_full() or not (self.worker.alive or self._draining):
-                self._watcher.stop()
+            if self.closed or len(self) >= self._limit or not (self.worker.alive or self.draining):
+                self._pause()
                 return
             try:
-                frame = self._receiver.receive()
-            except BlockingIOError:
-                if self._draining:
-                    self.close()
-                return
-            except EOFError:
-                # The arbiter and the listener were killed, and the worker is about to find out.
-                self.close()
-                return
+                if not source():
+                    return
             except Exception:
                 # The sweep goes on.
-                self._watcher.stop()
+                self._pause()
                 self.worker.log.exception("Can't take connections")
                 return
-            if frame is None:
-                self.worker.log.error("A connection was lost: no descriptors left in this worker; raise ulimit -n")
-                return
-            self._begin(frame.descriptor, frame.bind, frame.address, frame.data)
 
-    def _begin(self, descriptor: int, bind: int, address: tuple[str, int] | None, data: bytes) -> None:
+    def _pause(self) -> None:
+        self._taking = False
+        self._watcher.stop()
+        if self._acceptor is not None:
+            self._acceptor.stop()
+
+    def make_room(self) -> None:
+        """A place is free, or there are no more to be had."""
+        if self.closed:
+            if not len(self):
+                self._empty.set()
+        elif not self._taking:
+            self._taking = True
+            self._watcher.start(self.take, self._from_channel)
+            if self._acceptor is not None:
+                self._acceptor.start()
+
+    def _from_channel(self) -> bool:
+        try:
+            frame = self._receiver.receive()
+        except BlockingIOError:
+            if self.draining and (self._acceptor is None or self._acceptor.done):
+                self.close()
+            return False
+        except EOFError:
+            # The arbiter and the listener were killed, and the worker is about to find out.
+            self.close()
+            return False
+        if frame is None:
+            self.worker.log.error("A connection was lost: no descriptors left in this worker; raise ulimit -n")
+            return False
+        self.begin(frame.descriptor, frame.bind, address=frame.address, data=frame.data)
+        return True
+
+    def begin(
+        self,
+        descriptor: int,
+        bind: int,
+        *,
+        peer: Any = None,
+        address: tuple[str, int] | None = None,
+        data: bytes = b"",
+    ) -> None:
         """Serve a connection. Only the hub may call this.
 
         :param descriptor: owned from now on
         :param bind: index of the listening socket that it came in on
+        :param peer: as accept(2) has said it; None if it is to be asked for
         :param address: ``(host, port)`` in place of the peer's, or None
         :param data: what has been read from it already
         """
@@ -146,7 +187,7 @@ class Server:
             return
         transport = Transport(descriptor, family)
         try:
-            peer = "" if family == AF_UNIX else transport.peer()
+            peer = "" if family == AF_UNIX else peer or transport.peer()
         except OSError:
             # The client has gone already.
             transport.close()
@@ -155,19 +196,10 @@ class Server:
         self._connections.add(connection)
         connection.begin()
 
-    def _is_full(self) -> bool:
-        return len(self._connections) + len(self._visits) >= self._limit
-
     def leave(self, connection: Connection) -> None:
         """A connection has been closed."""
         self._connections.discard(connection)
-        self._make_room()
-
-    def _make_room(self) -> None:
-        if not self.closed:
-            self._watcher.start(self._take)
-        elif not len(self):
-            self._empty.set()
+        self.make_room()
 
     def _receive(self, sock: Any) -> None:
         """Take messages from outside."""
@@ -185,7 +217,7 @@ class Server:
             visit.serve()
         finally:
             self._visits.remove(visit)
-            self._make_room()
+            self.make_room()
 
     def _sweep(self) -> None:
         """End the connections that are past a deadline."""
@@ -196,16 +228,16 @@ class Server:
             for each in [each for each in self._connections if each.deadline < now or each.send_deadline < FOREVER]:
                 each.check(now)
             # After an error.
-            self._make_room()
+            self.make_room()
 
     def retire(self, *, drain: bool) -> None:
         """Take no more connections, and end what clients can begin again elsewhere.
 
-        :param drain: whether to take first what is in the channel
+        :param drain: whether to take first what is in the channel, and what is to be accepted
         """
         if drain:
-            self._draining = True
-            self._make_room()
+            self.draining = True
+            self.make_room()
         else:
             self.close()
         for connection in list(self._connections):
@@ -215,13 +247,17 @@ class Server:
 
     def join(self, seconds: float) -> None:
         """Wait until no connection is open and no more are taken, but no longer than so many seconds."""
-        if self._draining and not self.closed:
-            # Nothing tells that the channel is empty.
-            gevent.get_hub().loop.run_callback(self._take)
+        if self.draining and not self.closed:
+            # Nothing tells that nobody waits any more.
+            sources = [] if self._acceptor is None else self._acceptor.sources()
+            for source in (*sources, self._from_channel):
+                gevent.get_hub().loop.run_callback(self.take, source)
         self._empty.wait(seconds)
 
     def close(self) -> None:
         """Take no more connections."""
         self.closed = True
-        self._watcher.stop()
-        self._make_room()
+        self._pause()
+        if self._acceptor is not None:
+            self._acceptor.close()
+        self.make_room()

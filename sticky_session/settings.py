@@ -13,10 +13,11 @@ from typing import Any
 
 from gunicorn.config import Config, Setting
 
-from sticky_session.config import OFF, OPTIONS, Option, Options
+from sticky_session.bpf import fits, most_workers
+from sticky_session.config import AUTO, KERNEL, OFF, OPTIONS, Option, Options
 from sticky_session.errors import OptionError
 from sticky_session.generation import Bind
-from sticky_session.identify import ByPeer, identification
+from sticky_session.identify import ByHeader, ByPeer, ByProxyProtocol, identification
 from sticky_session.ring import Ring
 
 SECTION = "sticky-session"
@@ -84,6 +85,8 @@ def check_settings(cfg: Any) -> None:
     """
     options = options_of(cfg)
     Ring(cfg.workers, options.partitions)
+    if options.router == KERNEL and (obstacle := kernel_obstacle(cfg, options)):
+        raise OptionError(f"router={KERNEL}: {obstacle}")
     if options.bus_socket != OFF and not options.bus:
         raise OptionError(
             f"bus_socket={options.bus_socket} with bus=0: there is no bus to send to. Leave one of them out"
@@ -101,6 +104,27 @@ def _wants_header(cfg: Any, options: Options) -> bool:
     if options.client_header == OFF or not cfg.forwarded_allow_ips:
         return False
     return options.client_header != _DEFAULT_HEADER or not {"127.0.0.1", "::1"}.issuperset(cfg.forwarded_allow_ips)
+
+
+def kernel_obstacle(cfg: Any, options: Options) -> str | None:
+    """Why the kernel can't route under these settings, and what to do; None if it can, as far as they tell."""
+    found = identification(cfg, options)
+    if isinstance(found, ByProxyProtocol):
+        return f"proxy_protocol={cfg.proxy_protocol}: the kernel can't read it; leave it out, or use the listener"
+    if isinstance(found, ByHeader) and options.router == AUTO and cfg.forwarded_allow_ips:
+        return (
+            f"a proxy may name its clients in {options.client_header}, which the kernel can't read: set client_header="
+            "off, or forwarded_allow_ips to nothing, where clients connect directly"
+        )
+    for address in cfg.address:
+        if isinstance(address, str):
+            return f"bind=unix:{address}: the kernel knows nothing of its peers; leave it out, or use the listener"
+    if cfg.reuse_port:
+        return "reuse_port: others may listen on the same address; leave it out, or use the listener"
+    if not fits(cfg.workers, options.partitions):
+        most = most_workers(options.partitions)
+        return f"partitions={options.partitions}: expected at most {most} workers; use fewer, or the listener"
+    return None
 
 
 def warnings(cfg: Any, binds: Iterable[Bind]) -> Iterator[str]:

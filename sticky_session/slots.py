@@ -16,7 +16,7 @@ from socket import AF_UNIX, MSG_DONTWAIT, MSG_PEEK, SO_SNDBUF, SOCK_NONBLOCK, SO
 from sticky_session import handoff
 
 # The table's cells: those that there are once, and then those of each slot.
-_BEAT, _CLOSED, _RING, _FAILOVERS, _FINAL, _SLOTS, _HEADER_CELLS = range(7)
+_BEAT, _CLOSED, _RING, _FAILOVERS, _FINAL, _SLOTS, _ADMITS, _HEADER_CELLS = range(8)
 _HOLDER, _EMPTY_SINCE, _LAST_HOLDER, _FAILED, _CELLS_A_SLOT = range(5)
 
 
@@ -92,6 +92,8 @@ class Table:
         self.boot_report = Claim()
         self.advice = Claim()
         self.bus_report = Claim()
+        # Can be read from while workers may accept, for those that wait for it.
+        self.admission = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
 
     def _cell(self, slot: int) -> int:
         return _HEADER_CELLS + _CELLS_A_SLOT * slot
@@ -122,7 +124,7 @@ class Table:
         return self._times[self._cell(slot) + _EMPTY_SINCE]
 
     def set_failed(self, failed: Container[int], slots: int) -> None:
-        """Listener: of the first ``slots`` slots those in ``failed`` have others stand in for them from now on."""
+        """Who delivers: of the first ``slots`` slots those in ``failed`` have others stand in for them from now on."""
         for slot in range(slots):
             self._numbers[self._cell(slot) + _FAILED] = slot in failed
         self._numbers[_FAILOVERS] += 1
@@ -150,7 +152,7 @@ class Table:
         return self._times[_BEAT]
 
     def set_ring(self, workers: int) -> None:
-        """Listener, and arbiter before the first one: connections are routed by a ring of this size from now on."""
+        """Listener, arbiter before the first one or in its place: connections are routed by a ring of this size now."""
         self._numbers[_RING] = workers
 
     @property
@@ -166,6 +168,20 @@ class Table:
     def is_final(self) -> bool:
         """Whether nobody may ever read what is sent to a slot without a worker."""
         return bool(self._numbers[_FINAL])
+
+    def set_admits(self, admits: bool) -> None:
+        """Arbiter: whether workers may accept from the listening sockets of their slots from now on."""
+        if admits != self.admits:
+            self._numbers[_ADMITS] = admits
+            if admits:
+                os.eventfd_write(self.admission, 1)
+            else:
+                os.eventfd_read(self.admission)
+
+    @property
+    def admits(self) -> bool:
+        """Whether workers may accept from the listening sockets of their slots."""
+        return bool(self._numbers[_ADMITS])
 
     def note_closed(self, listener: int) -> None:
         """The listener with this process id accepts no more."""
@@ -183,6 +199,7 @@ class Table:
         self.boot_report.close()
         self.advice.close()
         self.bus_report.close()
+        handoff.close(self.admission)
 
 
 def wake(doorbell: int) -> None:

@@ -125,8 +125,8 @@ class Succession:
         """The slots that hold connections and have no worker: somebody must serve them before all end."""
         for generation in (*self.old, self.current):
             occupied = self.occupied(generation)
-            for slot, channel in enumerate(generation.channels):
-                if slot not in occupied and not channel.is_empty:
+            for slot in range(len(generation.channels)):
+                if slot not in occupied and generation.has_connections(slot):
                     yield generation, slot
 
     def occupied(self, generation: Generation) -> set[int]:

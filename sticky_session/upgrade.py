@@ -18,6 +18,8 @@ from socket import AF_UNIX, SOCK_STREAM
 VARIABLE = "_STICKY_SESSION_UPGRADE"
 
 READY = b"r"
+# Ready, and has the kernel route: it knows the groups of the old one (:mod:`.kernelrouter`).
+READY_BY_KERNEL = b"k"
 GO = b"g"
 
 
@@ -35,6 +37,7 @@ class Upgrade:
         self._elder_yields = elder is None
         self._younger: _socket.socket | None = None
         self._yields = False
+        self._by_kernel = False
         self._said_go = False
         if elder is not None:
             elder.setblocking(False)
@@ -68,16 +71,23 @@ class Upgrade:
         self._younger = ours
         self._yields = self._said_go = False
 
-    def may_accept(self, ready: bool, accepting: bool) -> bool:
-        """Whether this arbiter should have a listener now.
+    @property
+    def yields_to_listener(self) -> bool:
+        """Whether a new arbiter accepts whose listener knows of no groups, but of the first sockets only."""
+        return self._yields and not self._by_kernel
+
+    def may_accept(self, ready: bool, accepting: bool, *, by_kernel: bool = False) -> bool:
+        """Whether this arbiter should have a listener now, or let its workers accept.
 
         :param ready: whether its own workers have all booted
-        :param accepting: whether a listener of its own still accepts
+        :param accepting: whether a listener of its own, or workers, still accept
+        :param by_kernel: whether it would be its workers
         """
         if self._younger is not None:
             said = receive(self._younger)
             if said:
                 self._yields = True
+                self._by_kernel = said == READY_BY_KERNEL
             if said == b"":
                 self._younger.close()
                 self._younger = None
@@ -88,7 +98,7 @@ class Upgrade:
         if self._elder is not None and not self._elder_yields:
             if ready and not self._said_ready:
                 self._said_ready = True
-                send(self._elder, READY)
+                send(self._elder, READY_BY_KERNEL if by_kernel else READY)
             # GO, or the end of the old arbiter.
             self._elder_yields = receive(self._elder) is not None
         return self._elder_yields and not self._yields

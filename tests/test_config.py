@@ -24,6 +24,7 @@ def test_names() -> None:
         ("seed", "--seed", "STICKY_SESSION_SEED"),
         ("ipv4_prefix", "--ipv4-prefix", "STICKY_SESSION_IPV4_PREFIX"),
         ("ipv6_prefix", "--ipv6-prefix", "STICKY_SESSION_IPV6_PREFIX"),
+        ("router", "--router", "STICKY_SESSION_ROUTER"),
         ("queue_size", "--queue-size", "STICKY_SESSION_QUEUE_SIZE"),
         ("failover_seconds", "--failover", "STICKY_SESSION_FAILOVER"),
         ("head_seconds", "--head-timeout", "STICKY_SESSION_HEAD_TIMEOUT"),
@@ -76,6 +77,8 @@ def test_bad_value(option: Number, value: str) -> None:
 @pytest.mark.parametrize(
     ("name", "given", "value"),
     [
+        ("router", "Kernel", "kernel"),
+        ("router", "auto", "auto"),
         ("client_header", "x-real-IP", "x-real-IP"),
         ("client_header", "Forwarded", "Forwarded"),
         ("client_header", "OFF", "off"),
@@ -96,6 +99,7 @@ def test_word(name: str, given: str, value: str) -> None:
 @pytest.mark.parametrize(
     ("name", "given"),
     [
+        ("router", "bpf"),
         ("client_header", ""),
         ("client_header", "X-Real-IP:"),
         ("client_header", "X Real IP"),

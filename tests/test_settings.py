@@ -12,9 +12,15 @@ from gunicorn.config import Config, make_settings
 from sticky_session import OptionError
 from sticky_session.config import OPTIONS, Number, Option
 from sticky_session.generation import Bind
-from sticky_session.settings import SECTION, StickyConfig, check_settings, options_of, warnings
+from sticky_session.settings import SECTION, StickyConfig, check_settings, kernel_obstacle, options_of, warnings
 
-OTHERS = {"client_header": "X-Real-IP", "client_hop": "2", "bus_socket": "/run/bus.sock", "bus_socket_mode": "660"}
+OTHERS = {
+    "router": "auto",
+    "client_header": "X-Real-IP",
+    "client_hop": "2",
+    "bus_socket": "/run/bus.sock",
+    "bus_socket_mode": "660",
+}
 each_option = pytest.mark.parametrize("option", OPTIONS, ids=[option.name for option in OPTIONS])
 
 
@@ -184,3 +190,41 @@ def test_warning_of_a_unix_socket(flags: tuple[str, ...], expected: int) -> None
     found = list(warnings(parse(*flags), binds))
     assert len(found) == expected
     assert all("/run/app.sock" in line for line in found)
+
+
+@pytest.mark.parametrize(
+    ("flags", "obstacle"),
+    [
+        (("--bind", "unix:/run/app.sock"), "bind=unix:/run/app.sock: .* use the listener"),
+        (("--proxy-protocol",), "proxy_protocol=auto: .* use the listener"),
+        (("--reuse-port",), "reuse_port: .* use the listener"),
+        (("--partitions", "65536", "--workers", "5"), "partitions=65536: expected at most 1 workers; .* the listener"),
+    ],
+)
+def test_kernel_cannot_route(flags: tuple[str, ...], obstacle: str) -> None:
+    """Who asks for the kernel where it can't route is told why, and what to do; auto leaves it to the listener."""
+    with pytest.raises(OptionError, match=f"router=kernel: {obstacle}"):
+        check_settings(parse("--router", "kernel", *flags))
+    automatic = parse("--router", "auto", "--client-header", "off", *flags)
+    check_settings(automatic)
+    assert kernel_obstacle(automatic, options_of(automatic)) is not None
+
+
+@pytest.mark.parametrize(
+    ("flags", "router"),
+    [
+        ((), "listener"),
+        (("--client-header", "X-Real-IP"), "listener"),
+        (("--forwarded-allow-ips", "192.0.2.1"), "listener"),
+        (("--client-header", "off"), "kernel"),
+        (("--forwarded-allow-ips", ""), "kernel"),
+        (TLS, "kernel"),
+    ],
+)
+def test_automatic_router(flags: tuple[str, ...], router: str) -> None:
+    """The kernel routes by itself where no header counts; gunicorn's defaults trust this machine's own proxies."""
+    cfg = parse("--router", "auto", *flags)
+    obstacle = kernel_obstacle(cfg, options_of(cfg))
+    assert (obstacle is None) is (router == "kernel")
+    asked = parse("--router", "kernel", *flags)
+    assert kernel_obstacle(asked, options_of(asked)) is None

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from harness import connect, wait_until
+from harness import Client, Server, connect, wait_until
 from sticky_session import Ring
 from sticky_session.address import Masks, unpack
 from sticky_session.bpf import slot_program
@@ -146,6 +146,21 @@ def ipv6() -> None:
         assert _statistic("SyncookiesRecv") == 2000
 
 
+def server() -> None:
+    """Clients from many IPv6 networks of a server that has the kernel route."""
+    _enter_network()
+    draw = random.Random(7)
+    addresses = [unpack(b"\xfd" + draw.randbytes(15)) for _ in range(300)]
+    for address in addresses:
+        _add_address(address)
+    wait_until(lambda: not _tentative_addresses(), what="all addresses can be used")
+    key = Masks().key
+    with Server(workers=5, router="kernel", bind=("[::]:0",)) as server:
+        for address in addresses:
+            with Client(server.port, address, host="::1") as client:
+                assert client.get("/").json()["slot"] == Ring(5).slot(key(address))
+
+
 def memory() -> None:
     """The default number of partitions is good for kernels before 6.8, which gave a program 20 KiB; more may not be."""
     _enter_network()
@@ -199,7 +214,7 @@ NOT_ALLOWED = 77
 def main() -> None:
     """Do what the command line names."""
     try:
-        {"unprivileged": unprivileged, "ipv6": ipv6, "memory": memory}[sys.argv[1]]()
+        {"unprivileged": unprivileged, "ipv6": ipv6, "memory": memory, "server": server}[sys.argv[1]]()
     except PermissionError as error:
         print(error, file=sys.stderr)
         sys.exit(NOT_ALLOWED)

@@ -613,7 +613,7 @@ class Process:
 
     def _wait_for_cluster(self, workers: int) -> None:
         self.wait_for(_LISTENING, START_SECONDS)
-        self.wait_for(_LISTENER_READY, START_SECONDS)
+        self.wait_for(_ROUTER_READY, START_SECONDS)
         self.wait_for(_WORKER_READY, START_SECONDS, count=workers)
 
     def _last(self, regex: str) -> re.Match[str]:
@@ -652,15 +652,23 @@ class Process:
         """Wait until a listener becomes ready, and return its pid."""
         return int(self.wait_for(_LISTENER_READY, timeout, after=after)[1])
 
+    def wait_for_ring(self, after: int, timeout: float = 20.0) -> int:
+        """Wait until connections are routed anew; the process that says so is the listener, or the kernel's arbiter."""
+        return int(self.wait_for(_ROUTER_READY, timeout, after=after)[1])
+
     def wait_for_worker(self, slot: int, after: int, timeout: float = 20.0) -> int:
         """Wait until a worker becomes ready in ``slot``, and return its pid."""
         return int(self.wait_for(rf"Worker ready \(slot:{slot}, pid:(\d+)\)", timeout, after=after)[1])
 
 
+# For tests of promises that hold whoever routes.
+ROUTERS = ("listener", "kernel")
+
 STARTED: list[Process] = []  # conftest.py takes the closed ones out before each test
 
 _LISTENING = r"Listening at: (\S+) \((\d+)\)"
 _LISTENER_READY = r"Listener ready \(pid:(\d+)\)"
+_ROUTER_READY = r"(?:Listener|Kernel router) ready \((?:slots:\d+, )?pid:(\d+)\)"
 _WORKER_READY = r"Worker ready \(slot:(\d+), pid:(\d+)\)"
 
 
@@ -686,6 +694,7 @@ class Server(Process):
     :param bind: where to listen
     :param ready: False for a server that is expected not to start, or whose start is the test
     :param prefix: see :class:`Process`
+    :param router: who chooses a connection's worker
     """
 
     def __init__(
@@ -700,6 +709,7 @@ class Server(Process):
         cwd: str | os.PathLike[str] = APPS,
         ready: bool = True,
         prefix: Sequence[str] = (),
+        router: str = "listener",
     ) -> None:
         doors: dict[str, list[str | os.PathLike[str]]] = {
             "gunicorn": [COMMANDS / "gunicorn", "-k", "sticky_session.Worker"],
@@ -710,6 +720,8 @@ class Server(Process):
             command += ["--workers", str(workers)]
         for place in bind:
             command += ["--bind", place]
+        if router != "listener":
+            env = {"STICKY_SESSION_ROUTER": router, **(env or {})}
         super().__init__([*command, *args, app], env=env, cwd=cwd, prefix=prefix)
         self._workers = workers
         self._ready = ready

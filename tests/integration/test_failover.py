@@ -13,7 +13,7 @@ from signal import SIGKILL
 
 import pytest
 
-from harness import Load, Server, get, wait_until
+from harness import ROUTERS, Load, Server, get, wait_until
 from midway import Pending, clients_of, wait_until_handed_off
 from pending import stopped
 from sticky_session import Ring
@@ -41,12 +41,13 @@ def pending(port: int, clients: list[str], body: bytes = b"") -> Iterator[list[P
         yield [stack.enter_context(Pending(port, address, body=body)) for address in clients]
 
 
-def test_hanging_worker() -> None:
+@pytest.mark.parametrize("router", ROUTERS)
+def test_hanging_worker(router: str) -> None:
     """Its clients wait, then get 503 with Retry-After, whole; others don't notice; --timeout replaces it."""
     args = ("--timeout", "4", "--queue-size", "10", "--failover", "7")
     client = clients_of(SICK, 1, workers=WORKERS)[0]
     others = healthy_clients(6)
-    with Server(workers=WORKERS, door="serve", args=args) as server:
+    with Server(workers=WORKERS, door="serve", args=args, router=router) as server:
         hanging = server.worker_pids[SICK]
         with Load(server.port, others, threads=2, timeout=2) as load, stopped(hanging):
             with pending(server.port, [client] * MANY) as waiting:
@@ -91,14 +92,18 @@ def hook(place: Path, trouble: str) -> Path:
     return config
 
 
-@pytest.mark.parametrize("trouble", ["sys.exit(1)", "time.sleep(0.05)"], ids=["exits", "hangs"])
-def test_slot_that_cannot_boot(trouble: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("trouble", "router"),
+    [("sys.exit(1)", "listener"), ("time.sleep(0.05)", "listener"), ("sys.exit(1)", "kernel")],
+    ids=["exits", "hangs", "kernel"],
+)
+def test_slot_that_cannot_boot(trouble: str, router: str, tmp_path: Path) -> None:
     """Its clients, those that waited too, go to the ring's next slot, and come back; nobody else moves."""
     sick = tmp_path / f"sick-{SICK}"
     clients = clients_of(SICK, MANY, workers=WORKERS)
     others = healthy_clients(6)
     args = ("--failover", "1", "-c", os.fspath(hook(tmp_path, trouble)))
-    with Server(workers=WORKERS, door="serve", args=args) as server:
+    with Server(workers=WORKERS, door="serve", args=args, router=router) as server:
         first = dict(server.worker_pids)
         with Load(server.port, others, threads=2) as load:
             with stopped(first[SICK]), pending(server.port, clients) as waiting:

@@ -10,7 +10,7 @@ from signal import SIGHUP, SIGKILL
 import pytest
 import websocket
 
-from harness import APPS, Load, Server, addresses, descriptors, get, wait_until
+from harness import APPS, ROUTERS, Load, Server, addresses, descriptors, get, wait_until
 from midway import Sessions, ask, children_and_zombies, clients_of, websocket_to
 from pending import stopped, take_turn
 
@@ -35,9 +35,10 @@ class Site:
 
     :param place: an empty directory
     :param door: see :class:`harness.Server`
+    :param router: the same
     """
 
-    def __init__(self, place: Path, door: str = "gunicorn") -> None:
+    def __init__(self, place: Path, door: str = "gunicorn", router: str = "listener") -> None:
         self._place = place
         self.write(1)
         self.configure()
@@ -49,6 +50,7 @@ class Site:
             # Bytecode could be taken for that of a source file written in the same second.
             env={"PYTHONPATH": os.fspath(APPS), "PYTHONDONTWRITEBYTECODE": "1", "WEB_CONCURRENCY": "2"},
             cwd=place,
+            router=router,
         )
 
     def write(self, version: int, extra: str = "") -> None:
@@ -88,13 +90,17 @@ class Site:
 
 
 @pytest.fixture
-def site(tmp_path: Path) -> Iterator[Site]:
-    """A running server with two workers."""
-    site = Site(tmp_path)
+def site(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Site]:
+    """A running server with two workers; its parameter is the router."""
+    site = Site(tmp_path, router=getattr(request, "param", "listener"))
     with site.server:
         yield site
 
 
+with_both_routers = pytest.mark.parametrize("site", ROUTERS, indirect=True)
+
+
+@with_both_routers
 def test_reload_under_load(site: Site) -> None:
     """No request fails; new code and configuration are in force; clients keep their slots; nothing is leaked."""
     clients = addresses(40)
@@ -114,6 +120,7 @@ def test_reload_under_load(site: Site) -> None:
     wait_until(lambda: site.census() == census, what=f"the arbiter has {census} again")
 
 
+@with_both_routers
 def test_reload_with_one_more_worker(site: Site) -> None:
     """The ring grows with the new configuration: only the new slot's clients move, and no request fails."""
     clients = addresses(40)
@@ -130,6 +137,7 @@ def test_reload_with_one_more_worker(site: Site) -> None:
         assert address in movers or 2 not in load.slots(address)
 
 
+@with_both_routers
 def test_app_that_fails_to_import(site: Site) -> None:
     """The old workers go on serving; one line says why; the arbiter listens, and a good SIGHUP works at once."""
     with Load(site.server.port, addresses(20)) as load:

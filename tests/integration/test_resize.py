@@ -6,7 +6,9 @@ import os
 from pathlib import Path
 from signal import SIGKILL, SIGTTIN, SIGTTOU
 
-from harness import Load, Server, addresses, alive, children, get, wait_until
+import pytest
+
+from harness import ROUTERS, Load, Server, addresses, alive, children, get, wait_until
 from pending import Gate, client_of, receive, send, stopped, take_turn, wait_for_workers
 from sticky_session import Ring
 from sticky_session.address import pack
@@ -31,9 +33,10 @@ def slots(seen: dict[str, tuple[int, int]]) -> dict[str, int]:
     return {address: slot for address, (slot, _) in seen.items()}
 
 
-def test_one_more_and_one_less_under_load() -> None:
+@pytest.mark.parametrize("router", ROUTERS)
+def test_one_more_and_one_less_under_load(router: str) -> None:
     """TTIN moves about 1/N of the clients, all to the new slot; TTOU moves just them back; no request fails."""
-    with Server(workers=4) as server:
+    with Server(workers=4, router=router) as server:
         before = served(server.port)
         assert slots(before) == expected(CLIENTS, 4)
         with Load(server.port, LOAD, threads=2) as load:
@@ -41,13 +44,13 @@ def test_one_more_and_one_less_under_load() -> None:
             mark = server.mark()
             server.signal(SIGTTIN)
             added = server.wait_for_worker(4, after=mark)
-            server.wait_for_listener(after=mark)
+            server.wait_for_ring(after=mark)
             grown = served(server.port)
             load.wait_for(50)
 
             mark = server.mark()
             server.signal(SIGTTOU)
-            server.wait_for_listener(after=mark)
+            server.wait_for_ring(after=mark)
             server.wait_for(rf"Worker exiting \(pid: {added}\)", after=mark)
             shrunk = served(server.port)
             load.wait_for(50)
@@ -179,7 +182,7 @@ def test_no_more_workers_than_partitions() -> None:
     """TTIN beyond the number of partitions is refused with one line, and everything goes on."""
     with Server(workers=2, door="serve", args=["--partitions", "2"]) as server:
         server.signal(SIGTTIN)
-        server.wait_for("workers=3: expected at most 2, the number of partitions")
+        server.wait_for("workers=3: expected at most 2 with 2 partitions")
         take_turn(server, server.pid)
         wait_for_workers(server, server.pid, server.worker_pids.values())
         assert len(server.find("expected at most")) == 1

@@ -15,6 +15,7 @@ import pytest
 
 from harness import (
     ADDRESS,
+    ROUTERS,
     Client,
     Load,
     Server,
@@ -64,9 +65,10 @@ def test_backlog_and_channels_are_served(door: str) -> None:
         assert is_refused(server.port)
 
 
-def test_full_worker() -> None:
+@pytest.mark.parametrize("router", ROUTERS)
+def test_full_worker(router: str) -> None:
     """TERM: what waits in the channel of a worker that is full is served when there is room, and then it ends."""
-    with Server(workers=1, args=("--worker-connections", "1")) as server:
+    with Server(workers=1, args=("--worker-connections", "1"), router=router) as server:
         slow = send(server.port, "/slow?seconds=1")
         waiting = [send(server.port) for _ in range(3)]
         server.signal(SIGTERM)
@@ -110,12 +112,13 @@ def test_channel_that_is_read_in_one_turn() -> None:
         assert_ends(server, 0)
 
 
-def test_load_ends_cleanly() -> None:
+@pytest.mark.parametrize("router", ROUTERS)
+def test_load_ends_cleanly(router: str) -> None:
     """TERM under load: whoever was connected is answered, the others are refused.
 
     Who connects in the very moment between the last accept and the close is reset: the kernel has no way out of that.
     """
-    with Server(workers=2) as server, Load(server.port, addresses(40)) as load:
+    with Server(workers=2, router=router) as server, Load(server.port, addresses(40)) as load:
         load.wait_for(200)
         assert server.stop() == 0
         load.wait_for(40)

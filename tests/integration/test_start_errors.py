@@ -166,7 +166,7 @@ def test_bad_value_in_a_file(option: Option, tmp_path: Path) -> None:
     server = server_in(tmp_path, door="serve", args=["-c", "conf.py"])
     assert_fails(
         server,
-        r"=\[1\]: expected (a (whole )?number from|the name|first|an absolute path|three octal)",
+        r"=\[1\]: expected (a (whole )?number from|listener|the name|first|an absolute path|three octal)",
         tmp_path,
         files=["conf.py"],
     )

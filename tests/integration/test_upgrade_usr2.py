@@ -11,7 +11,7 @@ from signal import SIGHUP, SIGINT, SIGTERM, SIGTTOU, SIGUSR2
 
 import pytest
 
-from harness import APPS, Server, addresses, alive, descriptors, get, wait_until
+from harness import APPS, ROUTERS, Server, addresses, alive, descriptors, get, wait_until
 from pending import Gate, History, receive, send, stopped, take_turn, unix_send
 
 CLIENTS = addresses(24)
@@ -19,7 +19,7 @@ BAD = "raise RuntimeError('this version is broken')\n"
 
 
 def upgrade(server: Server) -> int:
-    """SIGUSR2; the new arbiter's pid once its listener accepts."""
+    """SIGUSR2; the new arbiter's pid once it accepts."""
     mark = server.mark()
     server.signal(SIGUSR2)
     arbiter = int(server.wait_for(r"Listening at: .* \((\d+)\)", after=mark)[1])
@@ -28,13 +28,14 @@ def upgrade(server: Server) -> int:
 
 
 def wait_for_listener_of(server: Server, arbiter: int, mark: int) -> None:
-    """Wait until a listener that is ready after the mark is this arbiter's child."""
+    """Wait until a listener that is ready after the mark is this arbiter's child, or it accepts without one."""
 
     def ready() -> bool:
-        pids = [int(found[1]) for found in server.find(r"Listener ready \(pid:(\d+)\)", after=mark)]
-        return any(f"\nPPid:\t{arbiter}\n" in status_of(pid) for pid in pids)
+        pids = [int(found[1]) for found in server.find(r"(?:Listener|router) ready \(.*pid:(\d+)\)", after=mark)]
+        # Where the kernel routes, the arbiter says so itself.
+        return arbiter in pids or any(f"\nPPid:\t{arbiter}\n" in status_of(pid) for pid in pids)
 
-    wait_until(ready, 20, f"arbiter {arbiter} has a listener")
+    wait_until(ready, 20, f"arbiter {arbiter} has clients routed")
 
 
 def status_of(pid: int) -> str:
@@ -62,11 +63,11 @@ def watched(server: Server, switches: int) -> Iterator[History]:
     assert all(len(sequence) <= 1 + switches for sequence in sequences.values()), sequences
 
 
-@pytest.mark.parametrize("door", ["gunicorn", "serve"])
-def test_new_arbiter_replaces_the_old_one(door: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("door", "router"), [("gunicorn", "listener"), ("serve", "listener"), ("serve", "kernel")])
+def test_new_arbiter_replaces_the_old_one(door: str, router: str, tmp_path: Path) -> None:
     """USR2, then TERM to the old one: the new one serves alone, with the old one's pid file; no request fails."""
     pid_file = tmp_path / "pid"
-    with Server(workers=2, door=door, args=["--pid", str(pid_file)]) as server:
+    with Server(workers=2, door=door, args=["--pid", str(pid_file)], router=router) as server:
         with watched(server, switches=1) as load:
             new = upgrade(server)
             assert pid_file.read_text() == f"{server.pid}\n"
@@ -83,10 +84,11 @@ def test_new_arbiter_replaces_the_old_one(door: str, tmp_path: Path) -> None:
         assert list(tmp_path.iterdir()) == []
 
 
-def test_old_arbiter_takes_the_service_back(tmp_path: Path) -> None:
+@pytest.mark.parametrize("router", ROUTERS)
+def test_old_arbiter_takes_the_service_back(router: str, tmp_path: Path) -> None:
     """USR2, then TERM to the new one: the old one accepts again at once; no request fails; it can be done again."""
     pid_file = tmp_path / "pid"
-    with Server(workers=2, args=["--pid", str(pid_file)]) as server:
+    with Server(workers=2, args=["--pid", str(pid_file)], router=router) as server:
         old, open_before = dict(server.worker_pids), descriptors(server.pid)
         with watched(server, switches=4) as load:
             for _ in range(2):

@@ -1,0 +1,415 @@
+"""The arbiter's part where the kernel routes: the groups of listening sockets, the program, and who may accept.
+
+Each slot has a listening socket of its own on every address. The arbiter holds them all, and the kernel chooses among
+them by the ring's program (:mod:`.bpf`); the slots' workers accept (:mod:`.acceptor`). There is no listener process.
+
+- A group belongs to an address and not to a generation, and none of its sockets is closed while it is in use. So a
+  killed worker, a reload and a ring that shrinks leave the queues as they are.
+- Workers accept only while the table of their generation says so: one generation of one arbiter at a time.
+- The program follows the ring and the failed slots; it is replaced whole. What has come by the former program is in
+  some slot's queue already, and the worker that accepts it passes it on.
+- What no worker accepts the arbiter does, at its loop's turns, and delivers it as a listener would: what waits for
+  slots that the ring has no more or that have failed, and what waits for a worker that hangs or is full, once it is
+  much.
+- Where a listener accepts from the same sockets (another generation's, or another arbiter's), the program names the
+  first socket alone, which is the listener's.
+"""
+
+from __future__ import annotations
+
+import _socket
+import contextlib
+import os
+import select
+import time
+from collections.abc import Callable, Iterable, Iterator, MutableMapping, Sequence
+from socket import AF_INET, AF_INET6, SOCK_STREAM
+from typing import Any, NamedTuple
+
+from gevent.monkey import get_original
+
+from sticky_session import handoff
+from sticky_session.bpf import slot_program
+from sticky_session.bussocket import BusSocket
+from sticky_session.config import KERNEL, LISTENER, Options
+from sticky_session.delivery import Delivery, refusal_of
+from sticky_session.errors import OptionError, PlatformError, StickySessionError
+from sticky_session.generation import Bind, Generation
+from sticky_session.listener import BEAT_SECONDS, DROPPED, EXHAUSTED, SPARE_DESCRIPTORS, TICK_SECONDS
+from sticky_session.refusal import Refusals
+from sticky_session.reuseport import ONLY_FIRST, Group, attach
+from sticky_session.ring import Ring
+from sticky_session.settings import kernel_obstacle
+from sticky_session.succession import same_bind
+
+# The siblings of the first sockets, which an arbiter passes on to the one that SIGUSR2 starts: descriptors by slot,
+# with commas between them, and semicolons between addresses.
+VARIABLE = "_STICKY_SESSION_GROUPS"
+
+_epoll = get_original("select", "epoll")
+
+
+class Place(NamedTuple):
+    """An address that the kernel routes for."""
+
+    group: Group
+    bind: Bind
+
+
+class KernelRouter:
+    """All groups, and which generation's workers accept from them.
+
+    :param log: gunicorn's logger
+    :param inherited: siblings of the first sockets, by address, that another arbiter has made
+    """
+
+    def __init__(self, log: Any, inherited: Iterable[list[_socket.socket]] = ()) -> None:
+        self._log = log
+        self._inherited = list(inherited)
+        self._tested = False
+        # By gunicorn's socket, which is the first slot's.
+        self._places: dict[Any, Place] = {}
+        # Those that nobody listens on any more.
+        self._leaving: list[Place] = []
+        self._poll: select.epoll = _epoll()
+        self._refusals = Refusals(self._poll, None)
+        self._generation: Generation | None = None
+        self._delivery: Delivery | None = None
+        self._returned: handoff.Receiver | None = None
+        self._busy = False
+
+    # --- groups
+
+    def choose(
+        self, cfg: Any, options: Options, listening: Sequence[Any], workers: int, *, alone: bool
+    ) -> list[Group | None]:
+        """Who routes for a new generation.
+
+        :param listening: its sockets
+        :param alone: whether no other arbiter has groups of the same addresses that this one doesn't know of
+        :returns: the sockets' groups, None for the bus socket; nothing if the listener routes
+        :raises OptionError: the kernel was asked for, and can't
+        """
+        if options.router == LISTENER:
+            return []
+        try:
+            return self._join(cfg, options, listening, workers, alone=alone)
+        except (OSError, StickySessionError) as error:
+            if options.router == KERNEL:
+                raise OptionError(f"router={KERNEL}: {error}") from error
+            self._log.info("The listener routes, not the kernel (router=auto): %s", error)
+            return []
+
+    def _join(
+        self, cfg: Any, options: Options, listening: Sequence[Any], workers: int, *, alone: bool
+    ) -> list[Group | None]:
+        obstacle = kernel_obstacle(cfg, options)
+        if obstacle is not None:
+            raise PlatformError(obstacle)
+        for it in listening:
+            if not isinstance(it, BusSocket) and it.FAMILY not in (AF_INET, AF_INET6):
+                raise PlatformError(f"bind={it}: expected TCP addresses only; use the listener")
+        try_out(_program(Ring(workers, options.partitions, options.seed).owners, options), connect=not self._tested)
+        self._tested = True
+        groups: list[Group | None] = []
+        for it in listening:
+            if isinstance(it, BusSocket):
+                groups.append(None)
+                continue
+            place = self._places.get(it)
+            if not alone and (place is None or len(place.group.members) < workers):
+                # The kernel numbers sockets as they come, whosever they are.
+                raise PlatformError(
+                    f"workers={workers}: there can't be new listening sockets while another arbiter has some of "
+                    "the same address; end one of the two first"
+                )
+            if place is None:
+                group = Group(it, self._inherited.pop(0) if self._inherited else ())
+                place = self._places[it] = Place(group, Bind(it.FAMILY, it.getsockname(), for_bus=False))
+            place.group.grow(workers)
+            groups.append(place.group)
+        return groups
+
+    @classmethod
+    def from_environment(cls, environ: MutableMapping[str, str], log: Any) -> KernelRouter:
+        """Find what the arbiter that has started this one has passed on."""
+        said = environ.pop(VARIABLE, "")
+        inherited = []
+        for place in said.split(";") if said else ():
+            siblings = [_socket.socket(fileno=int(number)) for number in place.split(",") if number]
+            for sibling in siblings:
+                os.set_inheritable(sibling.fileno(), False)
+            inherited.append(siblings)
+        return cls(log, inherited)
+
+    def close_inherited(self) -> None:
+        """Close what has been passed on and is not used."""
+        for siblings in self._inherited:
+            for sibling in siblings:
+                sibling.close()
+        self._inherited.clear()
+
+    @contextlib.contextmanager
+    def offer(self, listening: Iterable[Any], environ: MutableMapping[str, str]) -> Iterator[None]:
+        """Around the fork and exec of a new arbiter: let it have the groups of the sockets that it gets."""
+        others = [self._places[it].group.members[1:] if it in self._places else [] for it in listening]
+        siblings = [sibling for members in others for sibling in members]
+        for sibling in siblings:
+            os.set_inheritable(sibling.fileno(), True)
+        if siblings:
+            environ[VARIABLE] = ";".join(",".join(str(it.fileno()) for it in members) for members in others)
+        try:
+            yield
+        finally:
+            environ.pop(VARIABLE, None)
+            for sibling in siblings:
+                os.set_inheritable(sibling.fileno(), False)
+
+    def drop(self, listening: Any) -> None:
+        """Nobody listens on a socket any more: close its group when what waits has been taken."""
+        place = self._places.pop(listening, None)
+        if place is not None:
+            self._leaving.append(place)
+
+    def prune(self, generations: Iterable[Generation]) -> None:
+        """Close the groups that no generation has: now a listener accepts there, or nothing was to come of them."""
+        used = [group for generation in generations for group in generation.groups]
+        for listening, place in list(self._places.items()):
+            if place.group not in used:
+                self.drop(listening)
+
+    def waiting(self) -> int:
+        """How many connections wait beside those in the queues of the first sockets."""
+        groups = [place.group for place in self._places.values()]
+        return sum(group.waiting(slot) for group in groups for slot in range(1, len(group.members)))
+
+    # --- who accepts
+
+    @property
+    def is_open(self) -> bool:
+        """Whether workers of this arbiter's may accept."""
+        return self._generation is not None and self._generation.table.admits
+
+    def open(self, generation: Generation) -> None:
+        """Have the kernel route by a generation's ring, and let its workers accept, and no others."""
+        if self.is_open and self._delivery is not None and self._generation is generation:
+            if self._delivery.ring.workers == generation.ring_size:
+                return
+        elif self.is_open:
+            self.shut(generation)
+        self._deliver_to(generation)
+        assert self._delivery is not None
+        self._delivery.look_at_slots(time.monotonic())
+        self._attach(self._delivery.ring.owners_without(self._delivery.failover.failed))
+        generation.table.set_ring(generation.ring_size)
+        generation.table.set_admits(True)
+        self._log.info("Kernel router ready (slots:%s, pid:%s)", generation.ring_size, os.getpid())
+
+    def gather(self, generation: Generation) -> None:
+        """Leave it to a listener to accept, of this arbiter or another, from the first sockets; bring what is in the
+        others' queues to a generation's workers.
+        """
+        if not self._places:
+            self.shut()
+            return
+        if self._generation is generation and not self.is_open:
+            return
+        self.shut(generation)
+        self._deliver_to(generation)
+        for group, _ in self._places.values():
+            if len(group.members) > 1:
+                attach(group.members[0], ONLY_FIRST)
+
+    def shut(self, upcoming: Generation | None = None) -> None:
+        """Let no worker of this arbiter's accept.
+
+        :param upcoming: the generation that gets what has been accepted already, if another is to get it
+        """
+        if self._generation is not None:
+            self._generation.table.set_admits(False)
+            if upcoming is None:
+                # Who hangs now is not waited for.
+                assert self._delivery is not None
+                self._delivery.outbox.refuse_all()
+                self._generation = self._delivery = self._returned = None
+
+    def _deliver_to(self, generation: Generation) -> None:
+        """Deliver to a generation from now on, and what waits, too."""
+        former, delivery = self._generation, self._delivery
+        self._refusals.response = refusal_of(generation)
+        limit = os.sysconf("SC_OPEN_MAX")
+        fair_share = max(1, (limit - SPARE_DESCRIPTORS) // (2 * generation.ring_size))
+        queue_size = min(generation.options.queue_size, fair_share)
+        self._generation = generation
+        self._delivery = Delivery(generation, self._poll, queue_size, self._refusals, self._log)
+        self._returned = handoff.Receiver(generation.returns.receiving_end)
+        if former is None or delivery is None:
+            return
+        for slot in range(delivery.outbox.slots):
+            for descriptor, message, affinity in delivery.outbox.withdraw(slot):
+                frame = handoff.Frame(descriptor, *handoff.decode(message))
+                self._deliver(descriptor, former.binds[frame.bind], frame.encode, affinity)
+
+    def _deliver(self, descriptor: int, bind: Bind, encode: Callable[[int], bytes], affinity: bytes) -> None:
+        assert self._generation is not None
+        assert self._delivery is not None
+        index = same_bind(bind, self._generation.binds)
+        if index is None:
+            self._refusals.add(descriptor)
+        else:
+            self._delivery.deliver(descriptor, encode(index), affinity)
+
+    def _attach(self, owners: Sequence[int]) -> None:
+        assert self._generation is not None
+        program = _program(owners, self._generation.options)
+        for group in self._generation.groups:
+            # There is nothing to choose in a group of one.
+            if group is None or len(group.members) == 1:
+                continue
+            try:
+                attach(group.members[0], program)
+            except PlatformError as error:
+                self._log.error("Workers pass connections on that come to the wrong one: %s", error)
+
+    # --- the arbiter's loop
+
+    @property
+    def tick_seconds(self) -> float:
+        """When the next turn is due."""
+        return TICK_SECONDS if self._busy else BEAT_SECONDS
+
+    @property
+    def has_connections(self) -> bool:
+        """Whether this process has accepted connections that it has not delivered yet."""
+        return bool(self._delivery is not None and self._delivery.outbox) or bool(self._refusals)
+
+    def turn(self) -> None:
+        """Look at slots and queues, and deliver what the workers don't accept."""
+        delivery, generation = self._delivery, self._generation
+        now = time.monotonic()
+        self._busy = False
+        if delivery is not None and generation is not None:
+            if self.is_open:
+                assert self._returned is not None
+                delivery.take_back(self._returned)
+                if delivery.look_at_slots(now):
+                    self._attach(delivery.ring.owners_without(delivery.failover.failed))
+            for place, slot in self._neglected(delivery):
+                self._take_in(place, slot)
+            for place in self._leaving:
+                for slot in range(len(place.group.members)):
+                    self._take_in(place, slot)
+            delivery.tick(now)
+        self._close_leaving()
+        self._handle_events()
+        self._busy = self._busy or bool(self._refusals) or (self.is_open and delivery is not None and delivery.busy)
+
+    def _handle_events(self) -> None:
+        for descriptor, _ in self._poll.poll(0):
+            if self._delivery is not None:
+                self._delivery.handle(descriptor)
+            elif descriptor in self._refusals:
+                self._refusals.handle(descriptor)
+        if self._delivery is None:
+            self._refusals.sweep(time.monotonic())
+
+    def _neglected(self, delivery: Delivery) -> Iterator[tuple[Place, int]]:
+        """The queues that no worker takes from, or not fast enough."""
+        for place in self._places.values():
+            group = place.group
+            for slot in range(0 if self.is_open else 1, len(group.members)):
+                waiting = group.waiting(slot)
+                if not waiting:
+                    continue
+                self._busy = True
+                most = min(delivery.outbox.most, group.backlog // 2)
+                if (
+                    not self.is_open
+                    or slot >= delivery.ring.workers
+                    or slot in delivery.failover.failed
+                    or waiting > most
+                    or delivery.outbox.holds(slot)
+                ):
+                    yield place, slot
+
+    def _take_in(self, place: Place, slot: int) -> None:
+        """Accept what waits for a slot, and deliver it."""
+        assert self._delivery is not None
+        key = self._delivery.masks.key
+        try:
+            for descriptor, peer in place.group.accept(slot):
+                self._deliver(descriptor, place.bind, handoff.encode, key(peer[0]))
+        except OSError as error:
+            if error.errno not in DROPPED | EXHAUSTED:
+                raise
+            # The next turn goes on.
+
+    def _close_leaving(self) -> None:
+        for group, _ in self._leaving:
+            group.close()
+        self._leaving.clear()
+
+    # --- the end
+
+    def refuse_all(self) -> None:
+        """Deliver nothing any more of what waits here."""
+        if self._delivery is not None:
+            self._delivery.outbox.refuse_all()
+
+    def close(self) -> None:
+        """Close all groups in this process."""
+        for group, _ in self._places.values():
+            group.close()
+        self._places.clear()
+        self._close_leaving()
+
+    def close_in_child(self, keep: Sequence[Group | None] = ()) -> None:
+        """In a child: close what is the arbiter's, and the groups that are not in ``keep``."""
+        # First: what is closed from here on would be taken out of the arbiter's, too.
+        self._poll.close()
+        self._refusals.forget()
+        if self._delivery is not None:
+            self._delivery.outbox.forget()
+        for group, _ in (*self._places.values(), *self._leaving):
+            if group not in keep:
+                group.close()
+        self.close_inherited()
+
+
+def _program(owners: Sequence[int], options: Options) -> list[Any]:
+    return list(slot_program(owners, options.seed, options.ipv4_prefix, options.ipv6_prefix))
+
+
+def try_out(program: Sequence[Any], *, connect: bool = True) -> None:
+    """See whether this machine's kernel takes a program.
+
+    :param connect: also whether it does as programs say, with a few connections by loopback
+    :raises PlatformError: it doesn't
+    :raises OSError: there can't be such sockets
+    """
+    listening = _socket.socket(AF_INET, SOCK_STREAM)
+    group = Group(listening)
+    try:
+        listening.bind(("127.0.0.1", 0))
+        listening.listen(8)
+        group.grow(2)
+        attach(listening, program)
+        if not connect:
+            return
+        ring = Ring(2, 2)
+        attach(listening, slot_program(ring.owners))
+        for number in range(1, 9):
+            host = f"127.0.0.{number}"
+            with contextlib.closing(_socket.socket(AF_INET, SOCK_STREAM)) as client:
+                client.bind((host, 0))
+                client.connect(listening.getsockname())
+                slots = []
+                for slot in range(2):
+                    for descriptor, _ in group.accept(slot):
+                        handoff.close(descriptor)
+                        slots.append(slot)
+                if slots != [ring.slot(_socket.inet_aton(host))]:
+                    raise PlatformError("the kernel doesn't choose sockets by the router's program; use the listener")
+    finally:
+        group.close()
+        listening.close()

@@ -1,0 +1,423 @@
+"""``--router kernel``: no listener process, and the same slots; what is special to it.
+
+What holds whoever routes is tested for both routers where it is tested: reloads, resizing, upgrades, failover.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import struct
+import sys
+from pathlib import Path
+from signal import SIGHUP, SIGKILL, SIGTERM, SIGTTIN, SIGTTOU
+
+import pytest
+
+from groups import loopback_addresses
+from harness import (
+    APPS,
+    Client,
+    Load,
+    Script,
+    Server,
+    addresses,
+    alive,
+    children,
+    command_line,
+    connect,
+    descriptors,
+    get,
+    wait_until,
+)
+from members import members
+from midway import Pending, ask, clients_of, websocket_to
+from node_clients import assert_answered, assert_at_home, node
+from pending import Gate, is_refused, receive, send, stopped, take_turn
+from proxying import CLIENTS, home, proxied, served_by
+from sticky_session import ClusterManager, Ring
+from sticky_session.address import Masks
+from test_kernel_ring import by_itself
+from test_upgrade_usr2 import end, upgrade, wait_for_listener_of
+
+LISTEN = """
+from gevent import monkey; monkey.patch_all()
+import sticky_session
+import whoami
+sticky_session.listen(whoami.app, ("127.0.0.1", 0), workers=2, control_socket_disable=True, sticky_router="kernel")
+"""
+
+
+AS_NOBODY = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "--bounding-set=-all")
+
+
+def slot_of(address: str, workers: int) -> int:
+    return Ring(workers).slot(Masks().key(address))
+
+
+def titles(server: Server) -> list[str]:
+    """The command lines of the arbiter's children."""
+    return [command_line(pid) for pid in children(server.arbiter_pid)]
+
+
+def waiting_at(port: int) -> int:
+    """How many connections wait in the kernel to be accepted at a port: the queues of listening sockets (proc(5))."""
+    lines = Path("/proc/net/tcp").read_text().splitlines()[1:]
+    rows = [line.split() for line in lines]
+    return sum(int(row[4].split(":")[1], 16) for row in rows if row[3] == "0A" and row[1].endswith(f":{port:04X}"))
+
+
+# --- the slot of each client
+
+
+def test_slots() -> None:
+    """Thousands of clients at several addresses, of IPv4 and of both kinds, are where the ring says; nobody listens
+    but the workers.
+    """
+    with Server(workers=6, router="kernel", bind=("127.0.0.1:0", "[::]:0", "127.0.0.1:0")) as server:
+        for number, port in enumerate(server.ports):
+            for address in loopback_addresses(1000, seed=number):
+                assert get(port, "/", address).json()["slot"] == slot_of(address, 6)
+        with Client(server.ports[1], "::1", host="::1") as client:
+            assert client.get("/").json()["slot"] == slot_of("::1", 6)
+        assert len(children(server.pid)) == 6
+        assert not any("listener" in title for title in titles(server))
+        assert not server.find("Listener ready")
+
+
+def test_slots_ipv6() -> None:
+    """Clients from many IPv6 networks are where the ring says."""
+    by_itself("server")
+
+
+def test_unprivileged() -> None:
+    """A user without any rights can have the kernel route."""
+    with Server(workers=3, router="kernel", prefix=AS_NOBODY if os.getuid() == 0 else ()) as server:
+        for address in addresses(60):
+            assert get(server.port, "/", address).json()["slot"] == slot_of(address, 3)
+
+
+def test_clients_of_a_proxy() -> None:
+    """A trusted proxy's connections come to one worker, and go on to that of their client with the first request."""
+    with Server(workers=4, router="kernel") as server:
+        for client in CLIENTS[:20]:
+            with proxied(server.port) as proxy:
+                for _ in range(2):
+                    assert served_by(proxy, f"X-Forwarded-For: {client}")["slot"] == home(client, 4)
+        with proxied(server.port) as proxy:
+            for client in CLIENTS[:20]:
+                assert served_by(proxy, f"X-Forwarded-For: {client}")["slot"] == home(client, 4)
+
+
+def test_websocket_and_socket_io() -> None:
+    """WebSockets and real Socket.IO clients are served, each by its slot's worker."""
+    with Server("survivor:app", workers=2, router="kernel") as server:
+        for address in addresses(4):
+            with websocket_to(server.port, address) as opened:
+                assert ask(opened)["slot"] == slot_of(address, 2)
+    with Server("sio:app", workers=4, router="kernel") as server:
+        for mode in ("polling", "upgrade"):
+            results = node(server.port, "socket.io", mode, addresses(20))
+            assert_answered(results, mode)
+            assert_at_home(results, server)
+
+
+def test_listen() -> None:
+    """listen() takes it, too."""
+    with Script(LISTEN, workers=2) as server:
+        for address in addresses(40):
+            assert get(server.port, "/", address).json()["slot"] == slot_of(address, 2)
+        assert not server.find("Listener ready")
+
+
+def test_messages_from_outside(tmp_path: Path) -> None:
+    """The bus socket has no listener before it; a worker takes what comes."""
+    path = tmp_path / "bus"
+    args = ("--bus-socket", os.fspath(path))
+    with Server("cluster:app", workers=2, door="serve", router="kernel", args=args) as server:
+        with members(server.port, [clients_of(slot, 1, workers=2)[0] for slot in (0, 1)], "websocket") as both:
+            for number in range(3):
+                # Each confirmed by the worker that has taken it.
+                ClusterManager(write_only=True, path=path).emit("e", number)
+            ClusterManager(write_only=True, path=path).emit("fence", None)
+            for member in both:
+                assert [arguments for _, arguments in member.until("fence")] == [(0,), (1,), (2,)]
+
+
+# --- who routes
+
+
+@pytest.mark.parametrize(
+    ("args", "router"),
+    [
+        (("--router", "auto", "--client-header", "off"), "Kernel router"),
+        (("--router", "auto"), "Listener"),
+        (("--router", "auto", "--client-header", "off", "--proxy-protocol=auto"), "Listener"),
+    ],
+)
+def test_auto(args: tuple[str, ...], router: str) -> None:
+    """The kernel where it can serve all alike; otherwise the listener, and one line why."""
+    with Server(workers=2, door="serve", args=args) as server:
+        server.wait_for(f"{router} ready")
+        assert get(server.port).status == 200
+        assert len(server.find(r"The listener routes, not the kernel \(router=auto\): ")) == (router == "Listener")
+
+
+@pytest.mark.parametrize(
+    ("args", "complaint"),
+    [
+        (("--proxy-protocol=auto",), "proxy_protocol=auto: the kernel can't read it"),
+        (("--bind", "unix:socket"), "bind=unix:socket: the kernel knows nothing of its peers"),
+    ],
+)
+def test_cannot_serve(args: tuple[str, ...], complaint: str, tmp_path: Path) -> None:
+    """Where the kernel can't route, who asks for it gets one line and no server."""
+    args = ("--pythonpath", os.fspath(APPS), *args)
+    with Server(workers=2, door="serve", args=args, cwd=tmp_path, ready=False, router="kernel") as server:
+        assert server.wait() == 1
+        assert len(server.find(f"router=kernel: {complaint}.*, or use the listener")) == 1
+        assert not server.find("Traceback")
+
+
+# Runs its arguments with a listening socket, as systemd does.
+ACTIVATE = """
+import os, socket, sys
+listening = socket.create_server(("127.0.0.1", 0))
+os.dup2(listening.fileno(), 3)
+os.set_inheritable(3, True)
+os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS="1")
+os.execvp(sys.argv[1], sys.argv[1:])
+"""
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="needs sockets of two users")
+@pytest.mark.parametrize("router", ["kernel", "auto"])
+def test_socket_of_another_user(router: str) -> None:
+    """A socket that another user has opened can have no siblings: one line and no server, or the listener."""
+    prefix = (sys.executable, "-c", ACTIVATE, *AS_NOBODY)
+    args = ("--client-header", "off")
+    with Server(workers=2, door="serve", router=router, args=args, prefix=prefix, ready=router == "auto") as server:
+        if router == "auto":
+            server.wait_for(r"The listener routes, not the kernel \(router=auto\): .*Address already in use")
+            assert get(server.port).status == 200
+        else:
+            assert server.wait() == 1
+            assert server.find("router=kernel: .*Address already in use")
+
+
+def test_port_in_use() -> None:
+    """The port of a server is in use for the next one, also if both have the kernel route."""
+    with Server(workers=2, router="kernel") as first:
+        bind = (f"127.0.0.1:{first.port}",)
+        with Server(workers=2, router="kernel", bind=bind, ready=False) as second:
+            assert second.wait() == 1
+            assert second.find("Connection in use|Address already in use")
+        assert get(first.port).status == 200
+
+
+def test_router_changes_with_a_reload(tmp_path: Path) -> None:
+    """SIGHUP from the kernel to the listener and back: no request fails, nobody moves, nothing is leaked."""
+    config = tmp_path / "config.py"
+    clients = addresses(40)
+
+    def reload(router: str) -> None:
+        config.write_text(f"sticky_router = {router!r}\nworkers = 3\n")
+        mark = server.mark()
+        former = dict(server.worker_pids)
+        server.signal(SIGHUP)
+        server.wait_for_ring(after=mark)
+        for pid in former.values():
+            server.wait_for(rf"Worker exiting \(pid: {pid}\)", after=mark)
+
+    config.write_text("sticky_router = 'kernel'\nworkers = 3\n")
+    with Server(workers=None, door="serve", args=("-c", os.fspath(config)), ready=False) as server:
+        server.wait_for("Worker ready", count=3)
+        census = descriptors(server.pid)
+        with Load(server.port, clients) as load:
+            for router in ("listener", "kernel"):
+                load.wait_for(100)
+                reload(router)
+                load.wait_for(100)
+                assert any("listener" in title for title in titles(server)) is (router == "listener")
+        assert load.failures == []
+        assert all(load.slots(address) == {slot_of(address, 3)} for address in clients)
+        wait_until(lambda: descriptors(server.pid) == census, what=f"the arbiter has {census} descriptors again")
+
+
+# --- what survives
+
+
+def test_killed_workers_under_load() -> None:
+    """A killed worker's replacement serves what waited in the queue; other clients don't notice; nothing is leaked."""
+    victim = 1
+    own = clients_of(victim, 20, workers=4)
+    others = [address for slot in (0, 2, 3) for address in clients_of(slot, 8, workers=4)]
+    with Server(workers=4, router="kernel") as server:
+        census = descriptors(server.pid)
+        with Load(server.port, others, threads=2) as load:
+            for _ in range(4):
+                killed, mark = server.worker_pids[victim], server.mark()
+                with stopped(killed), contextlib.ExitStack() as stack:
+                    waiting = [stack.enter_context(Pending(server.port, address)) for address in own]
+                    wait_until(lambda: waiting_at(server.port) >= len(own), what="all wait")
+                    os.kill(killed, SIGKILL)
+                    replacement = server.wait_for_worker(victim, after=mark)
+                    answers = [pending.answer().json() for pending in waiting]
+                assert {(who["slot"], who["pid"]) for who in answers} == {(victim, replacement)}
+            load.wait_for(50)
+        assert load.failures == []
+        assert all(len(load.pids(address)) == 1 for address in others)
+        wait_until(lambda: descriptors(server.pid) == census, what=f"the arbiter has {census} descriptors again")
+
+
+def test_ring_changes_while_clients_wait() -> None:
+    """Who waits in a queue when the ring grows, or shrinks, is served by the slot where he belongs then."""
+    with Server(workers=3, router="kernel") as server:
+        all_clients = addresses(60)
+        for number, workers in ((SIGTTIN, 4), (SIGTTOU, 3)):
+            mark = server.mark()
+            with stopped(*server.worker_pids.values()):
+                waiting = [send(server.port, "/", address) for address in all_clients]
+                server.signal(number)
+                if number == SIGTTOU:
+                    server.wait_for_ring(after=mark)
+                else:
+                    server.wait_for_worker(3, after=mark)
+                    server.wait_for_ring(after=mark)
+            found = {address: receive(it).json()["slot"] for address, it in zip(all_clients, waiting, strict=True)}
+            assert found == {address: slot_of(address, workers) for address in all_clients}
+
+
+def test_term_while_clients_wait() -> None:
+    """TERM: what waits in the queues is served, and then nobody listens any more."""
+    with Server(workers=2, router="kernel") as server:
+        with stopped(*server.worker_pids.values()):
+            waiting = [send(server.port, "/", address) for address in addresses(40)]
+            server.signal(SIGTERM)
+            server.wait_for("Handling signal: term")
+        assert {receive(it).json()["slot"] for it in waiting} == {0, 1}
+        assert server.wait() == 0
+        assert is_refused(server.port)
+
+
+def test_term_after_a_worker_was_killed() -> None:
+    """TERM right after a worker's death: what waited for it is served all the same."""
+    with Server(workers=2, router="kernel") as server:
+        client = clients_of(1, 1, workers=2)[0]
+        killed = server.worker_pids[1]
+        with stopped(killed, server.pid):
+            waiting = [send(server.port, "/", client) for _ in range(8)]
+            os.kill(killed, SIGKILL)
+            wait_until(lambda: not alive(killed), what="the worker is dead")
+            server.signal(SIGTERM)
+        assert {receive(it).json()["slot"] for it in waiting} == {1}
+        assert server.wait() == 0
+
+
+def test_term_while_booting(tmp_path: Path) -> None:
+    """TERM while the app is being imported: what waits is served when it is done."""
+    gate = Gate(tmp_path)
+    gate.close()
+    with Server("gated:app", workers=2, env=gate.env, ready=False, router="kernel") as server:
+        server.wait_for("Kernel router ready")
+        waiting = [send(server.port, "/", address) for address in addresses(10)]
+        server.signal(SIGTERM)
+        server.wait_for("Handling signal: term")
+        gate.open()
+        assert {receive(it).json()["slot"] for it in waiting} == {0, 1}
+        assert server.wait() == 0
+
+
+def test_killed_arbiter() -> None:
+    """When the arbiter is killed, everybody ends, and the port is free."""
+    with Server(workers=2, router="kernel") as server:
+        port = server.port
+        os.kill(server.pid, SIGKILL)
+        server.wait()
+        server.assert_nothing_left()
+        assert is_refused(port)
+
+
+# --- two arbiters
+
+
+@pytest.mark.parametrize("first", ["kernel", "listener"])
+def test_upgrade_to_another_router(first: str, tmp_path: Path) -> None:
+    """USR2 to an arbiter with the other router, back, and once more for good: no request fails, nobody moves."""
+    config = tmp_path / "config.py"
+    other = "listener" if first == "kernel" else "kernel"
+    config.write_text(f"sticky_router = {first!r}\n")
+    clients = addresses(30)
+    with Server(workers=3, door="serve", args=("-c", os.fspath(config))) as server:
+        with Load(server.port, clients) as load:
+            config.write_text(f"sticky_router = {other!r}\n")
+            for _ in range(2):
+                load.wait_for(60)
+                new = upgrade(server)
+                load.wait_for(60)
+                mark = server.mark()
+                end(new)
+                wait_for_listener_of(server, server.pid, mark)
+                load.wait_for(60)
+            new = upgrade(server)
+            load.wait_for(60)
+            server.signal(SIGTERM)
+            assert server.wait() == 0
+            load.wait_for(60)
+        end(new)
+    assert load.failures == []
+    assert all(load.slots(address) == {slot_of(address, 3)} for address in clients)
+
+
+def test_upgrade_with_more_workers(tmp_path: Path) -> None:
+    """USR2 to a larger ring, killed at once, and a larger one for good; each is resized as soon as it is alone."""
+    config = tmp_path / "config.py"
+    config.write_text("workers = 2\n")
+    clients = addresses(30)
+
+    def assert_ring(workers: int) -> None:
+        for address in clients:
+            assert get(server.port, "/", address).json()["slot"] == slot_of(address, workers)
+
+    with Server(workers=None, door="serve", args=("-c", os.fspath(config)), ready=False, router="kernel") as server:
+        server.wait_for("Worker ready", count=2)
+        config.write_text("workers = 4\n")
+        with Load(server.port, clients) as load:
+            new = upgrade(server)
+            load.wait_for(60)
+        assert load.failures == []
+        assert_ring(4)
+        mark = server.mark()
+        server.signal(SIGTTIN)
+        server.wait_for("workers=3: expected at most 2 while another arbiter listens on the same addresses", after=mark)
+        mark = server.mark()
+        os.kill(new, SIGKILL)
+        wait_for_listener_of(server, server.pid, mark)
+        assert_ring(2)
+        wait_until(lambda: not alive(new), what="the new arbiter is gone")
+        with Load(server.port, clients) as load:
+            new = upgrade(server)
+            server.signal(SIGTERM)
+            assert server.wait() == 0
+            server.wait_for(rf"\[{new}\] \[INFO\] Master has been promoted")
+            mark = server.mark()
+            os.kill(new, SIGTTIN)
+            server.wait_for_ring(after=mark)
+            load.wait_for(60)
+        assert load.failures == []
+        assert_ring(5)
+        end(new)
+
+
+def test_connections_that_are_reset_leave_nothing() -> None:
+    """Clients that are gone before they are accepted are no matter."""
+    with Server(workers=2, router="kernel") as server:
+        with stopped(*server.worker_pids.values()):
+            for address in addresses(50):
+                gone = connect(server.port, address)
+                gone.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                gone.close()
+        take_turn(server, server.pid)
+        assert get(server.port).status == 200
+        assert not server.find("Traceback")
