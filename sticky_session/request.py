@@ -20,7 +20,9 @@ _ABSOLUTE = re.compile(r"([A-Za-z][A-Za-z0-9+.\-]*)://([^/?#]+)(.*)").fullmatch
 # A host, in brackets where it is an IPv6 address, and a port (RFC 3986 section 3.2); no "@": RFC 9110 section 4.2.4 on
 # user names in authorities.
 _HOST = re.compile(
-    r"(\[[A-Za-z0-9\-._~%!$&'()*+,;=:]+\]|(?:[A-Za-z0-9\-._~!$&'()*+,;=]|%[0-9A-Fa-f]{2})*)(?::[0-9]*)?"
+    r"(\[[A-Za-z0-9\-._~%!$&'()*+,;=:]+\]"
+    r"|[A-Za-z0-9\-._~!$&'()*+,;=]*(?:%[0-9A-Fa-f]{2}[A-Za-z0-9\-._~!$&'()*+,;=]*)*)"
+    r"(?::[0-9]*)?"
 ).fullmatch
 _DIGITS = re.compile(r"[0-9]{1,18}").fullmatch
 _VERSION = re.compile(r"HTTP/[0-9]\.[0-9]").fullmatch

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import io
 
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+import corpus
+from sticky_session.headreader import read_head
 from sticky_session.request import REASONS, BadRequest, Head, Limits, error_response, parse
 
 LIMITS = Limits(line=4094, fields=100, field_size=8190)
@@ -517,6 +520,32 @@ def test_error_message(head: str) -> None:
         parse(head, LIMITS)
     assert len(str(caught.value)) < 1000
     assert str(caught.value).isprintable()
+
+
+# --- the corpus
+
+
+@pytest.mark.parametrize("section", corpus.sections())
+def test_corpus(section: str) -> None:
+    """What the worker refuses or takes by the corpus, the parser refuses or takes, as far as it depends on the head."""
+    wrong = [(case.name, status) for case in corpus.sections()[section] if (status := misjudged(case))]
+    assert not wrong
+
+
+def misjudged(case: corpus.Case) -> str:
+    """What the first head of a case is answered with, if that can't be what the corpus expects."""
+    expected = case.ours.outcome.split()[0]
+    reader = io.BufferedReader(io.BytesIO(b"".join(case.pieces)))
+    try:
+        raw = read_head(reader, LIMITS) if reader.peek(1) else None
+        head = None if raw is None else parse(str(raw[:-4], "latin-1"), LIMITS)
+    except BadRequest as error:
+        return "" if str(error.status) == expected else str(error.status)
+    if head is None:
+        return "" if expected == "close" else "close"
+    # The body is to be refused, or the handshake of a WebSocket.
+    later = expected == "400" and (head.chunked or head.content_length or "HTTP_UPGRADE" in head.environ)
+    return "" if later or expected not in {"400", "414", "417", "431", "501", "505", "close"} else "taken"
 
 
 # --- anything

@@ -125,15 +125,21 @@ def differences() -> dict[str, dict[str, str]]:
 
 
 @cache
-def cases() -> list[Case]:
-    """All cases, in the order of files and in them."""
+def sections() -> dict[str, list[Case]]:
+    """All cases by section."""
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    found = []
+    found: dict[str, list[Case]] = {}
     for path in sorted(CORPUS.glob("rfc*.yaml")):
         # A loader that makes nothing but plain values.
-        sections = yaml.load(path.read_text(), loader)  # noqa: S506
-        found += [_case(section, data) for section, listed in sections.items() for data in listed]
+        for section, listed in yaml.load(path.read_text(), loader).items():  # noqa: S506
+            assert section not in found, f"{section} is in two files"
+            found[section] = [_case(section, data) for data in listed]
     return found
+
+
+def cases() -> list[Case]:
+    """All cases."""
+    return [case for listed in sections().values() for case in listed]
 
 
 # --- sending

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import itertools
 from collections import Counter
 from collections.abc import Iterator
 
 import pytest
 
-from corpus import Case, Response, cases, differences, exchange, tell
+from corpus import Case, Response, cases, differences, exchange, sections, tell
 from harness import COMMANDS, Process, Server
-
-SECTIONS = {section: list(group) for section, group in itertools.groupby(cases(), lambda case: case.section)}
 
 
 class Pywsgi(Process):
-    """gunicorn with gevent's pywsgi, as it was before sticky-session."""
+    """gunicorn with gevent's pywsgi, and nothing of ours."""
 
     def __init__(self) -> None:
         command = [COMMANDS / "gunicorn", "-k", "gevent_pywsgi", "--no-control-socket", "--bind", "127.0.0.1:0"]
@@ -39,11 +36,11 @@ def pywsgi() -> Iterator[int]:
         yield server.port
 
 
-@pytest.mark.parametrize("section", SECTIONS)
+@pytest.mark.parametrize("section", sections())
 def test_ours(ours: int, section: str) -> None:
     """Our worker answers as the corpus says, and each answer says whether the connection stays."""
     wrong = []
-    for case in SECTIONS[section]:
+    for case in sections()[section]:
         seen, responses = tell(case, exchange(ours, case))
         if (reduced := case.expects(case.ours, seen)) != case.ours:
             wrong.append(f"{case.name}: expected {case.ours}, got {reduced}")
@@ -66,11 +63,11 @@ def faults(case: Case, response: Response, responses: list[Response]) -> Iterato
         yield "what Connection says is not true"
 
 
-@pytest.mark.parametrize("section", SECTIONS)
+@pytest.mark.parametrize("section", sections())
 def test_pywsgi(pywsgi: int, section: str) -> None:
     """pywsgi answers as ours does, or as the corpus says that it doesn't."""
     wrong = []
-    for case in SECTIONS[section]:
+    for case in sections()[section]:
         expected = case.pywsgi or case.ours
         seen, _ = tell(case, exchange(pywsgi, case))
         if (reduced := case.expects(expected, seen)) != expected:
