@@ -1,9 +1,9 @@
-"""Greenlets that serve connections, each one after the other.
+"""The greenlets that serve connections.
 
 A greenlet that is new costs more than many a request: CPython maps 16 KiB for its frames and unmaps them when it ends.
-So one that has served a connection serves the next one that something arrives on, unless somebody can tell: where the
+So one that has served a connection without ever waiting serves the next one, too, unless somebody could tell: where the
 app has kept a reference to it, linked something to its end, or left something in a thread's locals, it ends, as it
-would have if each connection had its own. And it begins with empty context variables each time.
+would have if each connection had its own. It begins with empty context variables each time.
 """
 
 from __future__ import annotations
@@ -13,9 +13,6 @@ from typing import Protocol
 
 import gevent
 from gevent import Greenlet
-
-# How many wait for something to do.
-MAX_IDLE = 32
 
 
 class Job(Protocol):
@@ -30,22 +27,30 @@ class Crew:
 
     def __init__(self) -> None:
         self._hub = gevent.get_hub()
-        self._idle: list[_Member] = []
-        self._busy: set[_Member] = set()
+        self._waiting: set[_Member] = set()
+        # One is enough: while a job doesn't wait no other is begun.
+        self._idle: _Member | None = None
 
     def run(self, job: Job) -> None:
         """Have a job served until it first waits. Only the hub may call this."""
-        member = self._idle.pop() if self._idle else _Member(self)
+        member = self._idle or _Member(self)
+        self._idle = None
         member.job = job
-        self._busy.add(member)
         member.switch()
+        if member.job is not None:
+            self._waiting.add(member)
 
     def kill(self, seconds: float) -> None:
-        """End those that are busy, and wait for them for at most so long."""
-        gevent.killall(list(self._busy), timeout=seconds)
+        """End those that wait in the middle of a job, and wait for them for at most so long."""
+        gevent.killall(list(self._waiting), timeout=seconds)
 
 
 class _Member(Greenlet):  # type: ignore[misc]
+    """Serves a job each time that it is switched to.
+
+    :ivar job: what it is serving
+    """
+
     def __init__(self, crew: Crew) -> None:
         super().__init__()
         self._crew = crew
@@ -54,18 +59,18 @@ class _Member(Greenlet):  # type: ignore[misc]
     def _run(self) -> None:
         crew = self._crew
         try:
-            known = sys.getrefcount(self)
             while self.job is not None:
+                references = sys.getrefcount(self)
                 self.job.serve()
+                if self in crew._waiting or self.has_links() or sys.getrefcount(self) != references:
+                    return
                 self.job = None
                 self.gr_context = None
-                if self.has_links() or sys.getrefcount(self) > known or len(crew._idle) >= MAX_IDLE:
-                    return
-                crew._busy.discard(self)
-                crew._idle.append(self)
+                crew._idle = self
                 crew._hub.switch()
         finally:
-            crew._busy.discard(self)
-            if self in crew._idle:
+            self.job = None
+            crew._waiting.discard(self)
+            if crew._idle is self:
                 # Somebody has found it after all.
-                crew._idle.remove(self)
+                crew._idle = None

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextvars
+import gc
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -11,7 +13,7 @@ import gevent.local
 import pytest
 from gevent.event import Event
 
-from sticky_session.crew import MAX_IDLE, Crew
+from sticky_session.crew import Crew
 
 variable = contextvars.ContextVar("variable", default="nothing")
 
@@ -54,16 +56,19 @@ def test_one_after_the_other() -> None:
 
 
 def test_one_who_waited() -> None:
-    """One that has waited serves again; meanwhile others serve."""
+    """While one waits others serve, and when it has done its job it ends."""
+    ended = []
 
     def wait() -> int:
         gevent.sleep(0.01)
+        ended.append(weakref.ref(gevent.getcurrent()))
         return who()
 
     crew = Crew()
-    waited = run(crew, wait, wait, who)
-    assert len(set(waited)) == 3
-    assert set(run(crew, who, who)) <= set(waited)
+    assert len(set(run(crew, wait, wait, who))) == 3
+    gc.collect()
+    assert [each() for each in ended] == [None, None]
+    assert not crew._waiting
 
 
 def test_what_is_left_in_context_variables() -> None:
@@ -79,29 +84,37 @@ def test_what_is_left_in_context_variables() -> None:
     assert found == "nothing"
 
 
-def test_what_is_left_in_locals() -> None:
+@pytest.mark.parametrize("waits", [False, True])
+def test_what_is_left_in_locals(waits: bool) -> None:
     """A thread's locals, which gevent keeps by greenlet, are empty, too."""
     local = gevent.local.local()
 
     def look() -> Any:
         found = getattr(local, "value", "nothing")
         local.value = "left"
+        if waits:
+            gevent.sleep(0.01)
         return found
 
     assert run(Crew(), look, look, look) == ["nothing"] * 3
 
 
-def test_one_that_somebody_knows() -> None:
+@pytest.mark.parametrize("waits", [False, True])
+def test_one_that_somebody_knows(waits: bool) -> None:
     """Whoever has kept a greenlet to end it later, or waits for its end, ends no other job."""
     kept = []
     ended = []
 
     def keep() -> int:
         kept.append(gevent.getcurrent())
+        if waits:
+            gevent.sleep(0.01)
         return who()
 
     def link() -> int:
         gevent.getcurrent().link(ended.append)
+        if waits:
+            gevent.sleep(0.01)
         return who()
 
     crew = Crew()
@@ -126,19 +139,6 @@ def test_failure(capsys: pytest.CaptureFixture[str]) -> None:
     assert "a bug of ours" in capsys.readouterr().err
 
 
-def test_few_wait_for_something_to_do() -> None:
-    """After a rush most of them end."""
-
-    def wait() -> Any:
-        gevent.sleep(0.01)
-        return gevent.getcurrent().__class__
-
-    crew = Crew()
-    run(crew, *[wait] * (3 * MAX_IDLE))
-    assert len(crew._idle) == MAX_IDLE
-    assert not crew._busy
-
-
 def test_kill() -> None:
     """Those that are busy end, by the exception that gevent ends greenlets with."""
     ends = []
@@ -157,7 +157,7 @@ def test_kill() -> None:
     gevent.sleep(0)
     crew.kill(5)
     assert len(ends) == 2
-    assert not crew._busy
+    assert not crew._waiting
     assert run(crew, who)
 
 
@@ -165,7 +165,8 @@ def test_one_that_is_killed_while_it_has_nothing_to_do() -> None:
     """It is not counted on any more."""
     crew = Crew()
     run(crew, who)
-    (idle,) = crew._idle
+    idle = crew._idle
+    assert idle is not None
     idle.kill()
     assert not crew._idle
     assert run(crew, who)
