@@ -9,8 +9,12 @@
  *     keepalive        all requests of a client on one connection
  *     moving           the same, but each request on a connection is of the next of `--clients`
  *     websocket        echo of text messages of `--bytes` bytes; the server greets first, with its process id
+ *     polling          Socket.IO sessions over long-polling (session.h), a new connection for each of their requests
  *     idle             one request on each connection, then nothing until standard input ends
  *     idle-websocket   a handshake and the greeting, then nothing until standard input ends
+ *
+ * With `--wait` it prints a line when the mode's connections are open, and goes on when it reads one: so that what
+ * opening costs can be left out. The CPU time in its report is its own from then on.
  *
  * It stops after `--seconds`, or `--count` requests if that comes first, and prints one line of JSON. The idle modes
  * print their line as soon as all connections are open.
@@ -24,7 +28,11 @@
  *
  * Stickiness: where an answer's body (or a greeting) is a number, it is taken as the id of the process that served it.
  * An answer to a source address (with `--clients`: to a client) that has had one before is a repeat; if that was from
- * another process, it is a violation too.
+ * another process, it is a violation too. A session that the server doesn't know (status 400) is lost.
+ *
+ * With `--rate` the modes new and keepalive send so many requests a second on average, at times (a Poisson process's)
+ * that are fixed in advance, whether those before have been answered or not. Latencies are from these times on: a
+ * request that has to wait for one of the connections, because the server is slow, is not spared the wait.
  *
  * It talks to 127.0.0.1 only, from 127.0.0.0/8 only, and all its counts and times have upper bounds.
  */
@@ -32,6 +40,7 @@
 #include <arpa/inet.h>
 #include <errno.h>
 #include <getopt.h>
+#include <math.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <stdarg.h>
@@ -41,10 +50,13 @@
 #include <string.h>
 #include <strings.h>
 #include <sys/epoll.h>
+#include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
 #include <time.h>
 #include <unistd.h>
+
+#include "session.h"
 
 #define MAX_CONNECTIONS 20000
 #define MAX_SECONDS 300
@@ -52,15 +64,17 @@
 #define MAX_MESSAGE_BYTES (1 << 20)
 #define MAX_SOURCES (1 << 20)
 #define MAX_ERRORS 10000
+#define MAX_RATE 1000000
 #define MAX_SERVERS 64
 #define MAX_CLIENTS 4096
 #define OPENING_AT_ONCE 64
 #define HEAD_BYTES 4096
 #define EVENTS 256
-#define DRAIN_NANOSECONDS 2000000000LL
+#define DRAIN_NANOSECONDS 5000000000LL
 #define CLOSE_NANOSECONDS 1000000000LL
+#define OPENING_NANOSECONDS 30000000000LL
 
-enum mode { NEW, KEEPALIVE, MOVING, WEBSOCKET };
+enum mode { NEW, KEEPALIVE, MOVING, WEBSOCKET, POLLING };
 enum state { CLOSED, HTTP, UPGRADE, GREETING, RESTING, ECHO, CLOSING };
 
 struct connection {
@@ -75,14 +89,17 @@ struct connection {
     size_t sent;
     char *in;
     size_t have;
+    struct session *session;
+    char *text; /* the session's next request */
 };
 
 static struct {
     int port, connections, sources;
     enum mode mode;
-    int hold;
+    int hold, wait;
     double seconds;
     int64_t count;
+    int64_t rate;
     size_t bytes;
     uint32_t first;
     const char *path;
@@ -108,13 +125,20 @@ static char *payload; /* what it expects back */
 static int opening = 1; /* the connections are being opened, nothing counts yet */
 static int draining;
 static int opened, in_flight;
-static int64_t started, finished, errors, repeats, violations;
+static int64_t started, finished, errors, lost, repeats, violations;
 static uint32_t *latencies; /* microseconds */
 static size_t latencies_capacity;
 static int32_t *server_of; /* by source, or by client */
 static int32_t servers[MAX_SERVERS];
 static int server_count;
 static char first_error[128];
+
+/* With a rate: when requests are due, which is the next, and the connections that wait for one, a queue. */
+static int64_t *due;
+static int64_t due_count, next_due;
+static int arriving;
+static struct connection **waiting;
+static int waiting_first, waiting_count;
 
 static __attribute__((noreturn, format(printf, 1, 2))) void die(const char *format, ...)
 {
@@ -143,6 +167,7 @@ static int64_t now(void)
 }
 
 static void open_connection(struct connection *c);
+static void next_exchange(struct connection *c);
 
 static void close_connection(struct connection *c)
 {
@@ -151,18 +176,39 @@ static void close_connection(struct connection *c)
     c->state = CLOSED;
 }
 
+/* Whether all connections of the mode stay open. */
+static int stays_open(void)
+{
+    return option.mode != NEW && option.mode != POLLING;
+}
+
+/* What the connection did, or began, is over: go on with something new. */
+static void go_on(struct connection *c)
+{
+    if (option.rate > 0) {
+        waiting[(waiting_first + waiting_count++) % option.connections] = c;
+        return;
+    }
+    if (draining || started >= option.count)
+        return;
+    c->began = now();
+    if (c->state == CLOSED)
+        open_connection(c);
+    else
+        next_exchange(c);
+}
+
 static void failed(struct connection *c, const char *what, int error)
 {
     if (first_error[0] == '\0')
         snprintf(first_error, sizeof first_error, "%s%s%s", what, error ? ": " : "", error ? strerror(error) : "");
-    if (opening && option.mode != NEW)
+    if (opening && stays_open())
         die("%s, while opening connection %d of %d", first_error, opened + 1, option.connections);
     if (++errors >= MAX_ERRORS)
         die("too many errors, the first: %s", first_error);
     in_flight--;
     close_connection(c);
-    if (!draining)
-        open_connection(c);
+    go_on(c);
 }
 
 static void watch(struct connection *c, uint32_t events)
@@ -201,28 +247,31 @@ static void begin_exchange(struct connection *c, enum state state, const char *o
     c->sent = 0;
     c->have = 0;
     in_flight++;
-    started++;
     send_rest(c);
 }
 
 static void begin_request(struct connection *c)
 {
     const struct request *request = &requests[c->client];
+
+    if (option.mode == POLLING) {
+        begin_exchange(c, HTTP, c->text, session_request(c->session, option.port, c->text));
+        return;
+    }
+    started++;
     begin_exchange(c, option.mode == WEBSOCKET ? UPGRADE : HTTP, request->text, request->length);
 }
 
-static void open_connection(struct connection *c)
+/* Connect from the connection's source address. */
+static void reopen_connection(struct connection *c)
 {
     static const int on = 1;
     struct sockaddr_in address = {.sin_family = AF_INET};
 
-    c->source = next_source;
-    next_source = (next_source + 1) % option.sources;
     c->descriptor = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
     if (c->descriptor < 0)
         die("socket: %s", strerror(errno));
     c->watched = 0;
-    c->began = now();
     setsockopt(c->descriptor, IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, &on, sizeof on);
     setsockopt(c->descriptor, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
     address.sin_addr.s_addr = htonl(option.first + (uint32_t)c->source);
@@ -235,17 +284,29 @@ static void open_connection(struct connection *c)
         failed(c, "connect", errno);
         return;
     }
+    begin_request(c);
+}
+
+/* Connect as the next client. */
+static void open_connection(struct connection *c)
+{
+    c->source = next_source;
+    next_source = (next_source + 1) % option.sources;
     if (client_count > 0) {
         c->client = next_client;
         next_client = (next_client + 1) % client_count;
     }
-    begin_request(c);
+    if (option.mode == POLLING) {
+        started++;
+        session_begin(c->session);
+    }
+    reopen_connection(c);
 }
 
 static void next_exchange(struct connection *c)
 {
-    c->began = now();
     if (option.mode == WEBSOCKET) {
+        started++;
         begin_exchange(c, ECHO, message, message_length);
         return;
     }
@@ -267,7 +328,7 @@ static void exchange_done(struct connection *c)
 
     in_flight--;
     c->have = 0;
-    if (opening && option.mode != NEW) {
+    if (opening && stays_open()) {
         c->state = RESTING;
         opened++;
         open_next();
@@ -280,29 +341,18 @@ static void exchange_done(struct connection *c)
             die("out of memory");
     }
     latencies[finished++] = latency > UINT32_MAX ? UINT32_MAX : (uint32_t)latency;
-    if (option.mode == NEW)
-        close_connection(c);
-    if (draining || started >= option.count)
-        return;
-    if (option.mode == NEW)
-        open_connection(c);
+    if (stays_open())
+        c->state = RESTING;
     else
-        next_exchange(c);
+        close_connection(c);
+    go_on(c);
 }
 
-/* Check who answered: `text` is a process id, or something else that says nothing. */
-static void check_server(const struct connection *c, const char *text, size_t length)
+/* Note that a process has answered a client. */
+static void note_server(const struct connection *c, int32_t pid)
 {
-    int32_t pid = 0;
     int index = 0, whose = client_count > 0 ? c->client : c->source;
 
-    for (size_t i = 0; i < length; i++) {
-        if (text[i] < '0' || text[i] > '9' || pid > 100000000)
-            return;
-        pid = 10 * pid + (text[i] - '0');
-    }
-    if (pid == 0)
-        return;
     if (server_of[whose] != 0) {
         repeats++;
         violations += server_of[whose] != pid;
@@ -312,6 +362,39 @@ static void check_server(const struct connection *c, const char *text, size_t le
         index++;
     if (index == server_count && server_count < MAX_SERVERS)
         servers[server_count++] = pid;
+}
+
+/* Check who answered: `text` is a process id, or something else that says nothing. */
+static void check_server(const struct connection *c, const char *text, size_t length)
+{
+    int32_t pid = 0;
+
+    for (size_t i = 0; i < length; i++) {
+        if (text[i] < '0' || text[i] > '9' || pid > 100000000)
+            return;
+        pid = 10 * pid + (text[i] - '0');
+    }
+    if (pid != 0)
+        note_server(c, pid);
+}
+
+/* A request of a session has been answered. */
+static void session_answered(struct connection *c, const char *body, size_t length)
+{
+    int32_t pid;
+    enum answer answer = session_answer(c->session, body, length, &pid);
+
+    if (pid != 0)
+        note_server(c, pid);
+    if (answer == WRONG_ANSWER) {
+        failed(c, "unexpected answer in a session", 0);
+    } else if (answer == LAST_ANSWER) {
+        exchange_done(c);
+    } else {
+        in_flight--;
+        close_connection(c);
+        reopen_connection(c);
+    }
 }
 
 /* The value of a header in a head of `length` bytes, or NULL. */
@@ -333,7 +416,7 @@ static void parse_response(struct connection *c)
 {
     const char *end = memmem(c->in, c->have, "\r\n\r\n", 4), *field;
     size_t head_length, body_length;
-    int status;
+    int status = 0;
 
     if (end == NULL) {
         if (c->have >= HEAD_BYTES)
@@ -343,6 +426,7 @@ static void parse_response(struct connection *c)
     head_length = (size_t)(end - c->in) + 4;
     if (sscanf(c->in, "HTTP/1.%*1[01] %d", &status) != 1 || status != (c->state == UPGRADE ? 101 : 200)) {
         char what[32];
+        lost += option.mode == POLLING && c->session->id[0] != '\0' && status == 400;
         snprintf(what, sizeof what, "%.*s", (int)strcspn(c->in, "\r\""), c->in);
         failed(c, what, 0);
         return;
@@ -365,6 +449,10 @@ static void parse_response(struct connection *c)
     }
     if (c->have < head_length + body_length)
         return;
+    if (option.mode == POLLING) {
+        session_answered(c, c->in + head_length, body_length);
+        return;
+    }
     check_server(c, c->in + head_length, body_length);
     exchange_done(c);
 }
@@ -427,14 +515,36 @@ static void receive(struct connection *c)
         parse_frame(c);
 }
 
+/* Begin what is due, as far as there are connections for it, and return when to come back: `until` at the latest. */
+static int64_t begin_due(int64_t until)
+{
+    while (arriving && waiting_count > 0 && next_due < due_count) {
+        struct connection *c = waiting[waiting_first];
+        if (due[next_due] > now())
+            return due[next_due] < until ? due[next_due] : until;
+        waiting_first = (waiting_first + 1) % option.connections;
+        waiting_count--;
+        c->began = due[next_due++];
+        if (c->state == CLOSED)
+            open_connection(c);
+        else
+            next_exchange(c);
+    }
+    return until;
+}
+
 static void turn(int64_t until)
 {
     struct epoll_event events[EVENTS];
-    int64_t left = until - now();
-    int count = epoll_wait(epoll, events, EVENTS, left > 0 ? (int)(left / 1000000) + 1 : 0);
+    int64_t left = begin_due(until) - now();
+    struct timespec timeout = {0};
+    int count;
 
+    if (left > 0)
+        timeout = (struct timespec){.tv_sec = left / 1000000000, .tv_nsec = left % 1000000000};
+    count = epoll_pwait2(epoll, events, EVENTS, &timeout, NULL);
     if (count < 0 && errno != EINTR)
-        die("epoll_wait: %s", strerror(errno));
+        die("epoll_pwait2: %s", strerror(errno));
     for (int i = 0; i < count; i++) {
         struct connection *c = events[i].data.ptr;
         if (c == NULL) { /* standard input has ended */
@@ -489,21 +599,27 @@ static double percentile(double share)
     return finished ? latencies[(int64_t)(share * (double)(finished - 1))] / 1000.0 : 0;
 }
 
-static void report(double seconds)
+static double cpu_seconds(void)
 {
     struct rusage usage;
 
     getrusage(RUSAGE_SELF, &usage);
+    return (double)(usage.ru_utime.tv_sec + usage.ru_stime.tv_sec) +
+           (double)(usage.ru_utime.tv_usec + usage.ru_stime.tv_usec) / 1e6;
+}
+
+static void report(double seconds, double cpu)
+{
     if (finished)
         qsort(latencies, (size_t)finished, sizeof *latencies, compare);
     printf("{\"requests\": %lld, \"errors\": %lld, \"first_error\": \"%s\", \"seconds\": %.6f, "
            "\"requests_per_second\": %.1f, \"p50_ms\": %.3f, \"p99_ms\": %.3f, \"p999_ms\": %.3f, "
-           "\"unfinished\": %d, \"opened\": %d, \"servers\": %d, \"repeats\": %lld, \"violations\": %lld, \"cpu_seconds\": %.6f}\n",
+           "\"lost\": %lld, \"unfinished\": %lld, \"opened\": %d, \"servers\": %d, \"repeats\": %lld, "
+           "\"violations\": %lld, \"cpu_seconds\": %.6f}\n",
            (long long)finished, (long long)errors, first_error, seconds,
-           seconds > 0 ? (double)finished / seconds : 0, percentile(0.5), percentile(0.99), percentile(0.999), in_flight,
-           opened, server_count, (long long)repeats, (long long)violations,
-           (double)(usage.ru_utime.tv_sec + usage.ru_stime.tv_sec) +
-               (double)(usage.ru_utime.tv_usec + usage.ru_stime.tv_usec) / 1e6);
+           seconds > 0 ? (double)finished / seconds : 0, percentile(0.5), percentile(0.99), percentile(0.999),
+           (long long)lost, (long long)(in_flight + due_count - next_due), opened, server_count, (long long)repeats,
+           (long long)violations, cpu);
     fflush(stdout);
 }
 
@@ -536,7 +652,7 @@ static void parse_options(int argc, char **argv)
         {"port", 1, NULL, 'p'},  {"mode", 1, NULL, 'm'},    {"connections", 1, NULL, 'c'},
         {"seconds", 1, NULL, 's'}, {"count", 1, NULL, 'n'}, {"bytes", 1, NULL, 'b'},
         {"sources", 1, NULL, 'a'}, {"first", 1, NULL, 'f'}, {"path", 1, NULL, 'u'},
-        {"clients", 1, NULL, 'x'},
+        {"clients", 1, NULL, 'x'}, {"rate", 1, NULL, 'r'},  {"wait", 0, NULL, 'w'},
         {0},
     };
     const char *mode = "", *first = "127.1.0.1";
@@ -564,6 +680,10 @@ static void parse_options(int argc, char **argv)
             first = optarg;
         else if (letter == 'u')
             option.path = optarg;
+        else if (letter == 'r')
+            option.rate = number("rate", optarg, 1, MAX_RATE);
+        else if (letter == 'w')
+            option.wait = 1;
         else if (letter == 'x')
             parse_clients(optarg);
     }
@@ -577,12 +697,16 @@ static void parse_options(int argc, char **argv)
         option.mode = KEEPALIVE;
     else if (strcmp(mode, "moving") == 0)
         option.mode = MOVING;
+    else if (strcmp(mode, "polling") == 0)
+        option.mode = POLLING;
     else if (strcmp(mode, "websocket") == 0 || strcmp(mode, "idle-websocket") == 0)
         option.mode = WEBSOCKET;
     else
-        die("--mode %s: expected new, keepalive, moving, websocket, idle or idle-websocket", mode);
+        die("--mode %s: expected new, keepalive, moving, websocket, polling, idle or idle-websocket", mode);
     if (option.mode == MOVING && client_count == 0)
         die("--clients is missing");
+    if (option.rate > 0 && option.mode != NEW && strcmp(mode, "keepalive") != 0)
+        die("--rate: expected --mode new or keepalive");
     option.hold = strncmp(mode, "idle", 4) == 0;
     if (inet_pton(AF_INET, first, &address) != 1)
         die("--first %s: expected an IPv4 address", first);
@@ -600,7 +724,8 @@ static void write_request(struct request *request, const char *client)
     else if (option.mode == WEBSOCKET)
         fields = "Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"
                  "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n";
-    request->length = (size_t)snprintf(request->text, sizeof request->text, "GET %s HTTP/1.1\r\nHost: 127.0.0.1:%d\r\n%s%s%s%s\r\n",
+    request->length = (size_t)snprintf(request->text, sizeof request->text,
+                                       "GET %s HTTP/1.1\r\nHost: 127.0.0.1:%d\r\n%s%s%s%s\r\n",
                                        option.path, option.port, fields, client ? "X-Forwarded-For: " : "",
                                        client ? client : "", client ? "\r\n" : "");
     if (request->length >= sizeof request->text)
@@ -641,62 +766,93 @@ static void prepare(void)
     connections = allocate((size_t)option.connections, sizeof *connections);
     for (int i = 0; i < option.connections; i++)
         connections[i].in = allocate(1, in_capacity);
+    if (option.mode == POLLING) {
+        for (int i = 0; i < option.connections; i++) {
+            connections[i].session = allocate(1, sizeof *connections[i].session);
+            connections[i].text = allocate(1, SESSION_REQUEST_BYTES);
+        }
+    }
     server_of = allocate((size_t)(client_count > option.sources ? client_count : option.sources), sizeof *server_of);
     epoll = epoll_create1(EPOLL_CLOEXEC);
     if (epoll < 0)
         die("epoll_create1: %s", strerror(errno));
+    /* Nothing that is due at a time should be late by the kernel's 50 microseconds of slack. */
+    prctl(PR_SET_TIMERSLACK, 1);
+}
+
+/* Fix when requests are due: a Poisson process from `begin` to `until`, the same in every run. */
+static void plan_arrivals(int64_t begin, int64_t until)
+{
+    double at = (double)begin, mean = 1e9 / (double)option.rate;
+    int64_t capacity = (int64_t)(2 * option.seconds * (double)option.rate) + 1000;
+
+    due = allocate((size_t)capacity, sizeof *due);
+    waiting = allocate((size_t)option.connections, sizeof *waiting);
+    srand48(1);
+    while (due_count < capacity && due_count < option.count && (at -= mean * log(1 - drand48())) < (double)until)
+        due[due_count++] = (int64_t)at;
 }
 
 int main(int argc, char **argv)
 {
     int64_t begin, until;
+    double cpu;
 
     parse_options(argc, argv);
     prepare();
     begin = now();
-    until = begin + (int64_t)(option.seconds * 1e9);
+    until = begin + OPENING_NANOSECONDS;
 
-    if (option.mode != NEW) {
+    if (stays_open()) {
         for (int i = 0; i < OPENING_AT_ONCE; i++)
             open_next();
         while (opened < option.connections && now() < until)
             turn(until);
         if (opened < option.connections)
-            die("only %d of %d connections are open after %.0f s", opened, option.connections, option.seconds);
+            die("only %d of %d connections are open after %lld s", opened, option.connections,
+                OPENING_NANOSECONDS / 1000000000);
     }
     opening = 0;
 
     if (option.hold) {
         struct epoll_event event = {.events = EPOLLIN | EPOLLHUP, .data.ptr = NULL};
-        report((double)(now() - begin) / 1e9);
+        report((double)(now() - begin) / 1e9, cpu_seconds());
         if (epoll_ctl(epoll, EPOLL_CTL_ADD, STDIN_FILENO, &event) < 0)
             die("standard input: expected a pipe: %s", strerror(errno));
+        until = now() + (int64_t)(option.seconds * 1e9);
         while (!draining && now() < until)
             turn(until);
         close_all();
         return 0;
     }
 
+    if (option.wait) {
+        puts("ready");
+        fflush(stdout);
+        if (getchar() == EOF)
+            return 1;
+    }
     started = 0;
+    cpu = cpu_seconds();
     begin = now();
     until = begin + (int64_t)(option.seconds * 1e9);
-    for (int i = 0; i < option.connections && started < option.count; i++) {
-        if (option.mode == NEW)
-            open_connection(&connections[i]);
-        else
-            next_exchange(&connections[i]);
-    }
-    while (in_flight > 0 && now() < until)
+    if (option.rate > 0)
+        plan_arrivals(begin, until);
+    arriving = option.rate > 0;
+    for (int i = 0; i < option.connections; i++)
+        go_on(&connections[i]);
+    while ((in_flight > 0 || next_due < due_count) && now() < until)
         turn(until);
     draining = 1;
     until = now() + DRAIN_NANOSECONDS;
-    while (in_flight > 0 && now() < until)
+    while ((in_flight > 0 || next_due < due_count) && now() < until)
         turn(until);
+    arriving = 0;
     until = now();
     for (int i = 0; i < option.connections; i++)
         if (connections[i].state == ECHO && connections[i].sent == message_length)
             connections[i].state = RESTING;
+    report((double)(until - begin) / 1e9, cpu_seconds() - cpu);
     close_all();
-    report((double)(until - begin) / 1e9);
     return 0;
 }

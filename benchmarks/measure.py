@@ -8,7 +8,7 @@ import os
 import re
 import subprocess
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -73,8 +73,12 @@ class Sample:
     :ivar server_us: CPU of all the server's processes
     :ivar router_us: the routers' part of it
     :ivar client_us: CPU of the load generator
+    :ivar client_cores: how much of a core the load generator used; it has one thread, so 1 would be its limit
+    :ivar server_cores: how many cores all the server's processes used
     :ivar repeats: how many requests came from a client that had had an answer from a worker in this run
     :ivar moved: how many of these were answered by another worker than the time before
+    :ivar lost: how many Socket.IO sessions ended because the server didn't know them
+    :ivar errors: how many requests (or sessions, lost ones not counted) had no good answer
     :ivar others_cores: how many cores other processes, and the hypervisor, kept busy meanwhile
     """
 
@@ -82,11 +86,14 @@ class Sample:
     server_us: float
     router_us: float
     client_us: float
+    client_cores: float
+    server_cores: float
     p50_ms: float
     p99_ms: float
     p999_ms: float
     repeats: int
     moved: int
+    lost: int
     errors: int
     others_cores: float
 
@@ -98,27 +105,27 @@ class Load:
     """
 
     def __init__(self, compiler: str) -> None:
-        source = HERE / "load.c"
+        sources = [HERE / "load.c", HERE / "session.c"]
+        parts = [*sources, HERE / "session.h"]
         self.path = HERE / "build" / "load"
-        if self.path.exists() and self.path.stat().st_mtime > source.stat().st_mtime:
+        if self.path.exists() and self.path.stat().st_mtime > max(part.stat().st_mtime for part in parts):
             return
         self.path.parent.mkdir(exist_ok=True)
         command = [
             *(compiler, "-std=c11", "-O2", "-Wall", "-Wextra", "-Werror"),
-            "-o",
-            str(self.path),
-            str(source),
+            *("-o", str(self.path), *map(str, sources), "-lm"),
         ]
         result = subprocess.run(command, capture_output=True, text=True)  # noqa: S603 - our own source
         if result.returncode != 0:
             raise MeasureError(f"{' '.join(command)}:\n{result.stderr}")
 
-    def _start(self, port: int, mode: str, options: dict[str, int | str]) -> subprocess.Popen[str]:
+    def _start(self, port: int, mode: str, options: dict[str, int | str], *more: str) -> subprocess.Popen[str]:
         flags = [part for name, value in options.items() for part in (f"--{name}", str(value))]
         return subprocess.Popen(  # noqa: S603 - our own program
-            [str(self.path), "--port", str(port), "--mode", mode, *flags],
+            [str(self.path), "--port", str(port), "--mode", mode, *flags, *more],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
             text=True,
         )
 
@@ -127,23 +134,57 @@ class Load:
 
         :raises MeasureError: it fails
         """
-        with self._start(port, mode, options) as process:
-            line, _ = process.communicate()
+        with self.ready(port, mode, **options) as go:
+            return go()
+
+    @contextlib.contextmanager
+    def ready(self, port: int, mode: str, **options: int | str) -> Iterator[Callable[[], dict[str, Any]]]:
+        """Have it open its connections, and give a function that has it do the rest and returns what it reports.
+
+        Connections that stay open are closed when the context is left.
+
+        :raises MeasureError: it fails
+        """
+        with self._start(port, mode, options, "--wait") as process:
+            assert process.stdin is not None
+            assert process.stdout is not None
+            stdin, stdout = process.stdin, process.stdout
+
+            def line() -> str:
+                text = stdout.readline()
+                if not text:
+                    raise failure(process, mode)
+                return text
+
+            def go() -> dict[str, Any]:
+                stdin.write("\n")
+                stdin.flush()
+                report: dict[str, Any] = json.loads(line())
+                return report
+
+            line()
+            yield go
+            process.communicate()
         if process.returncode != 0:
             raise MeasureError(f"load, mode {mode}: exit status {process.returncode}")
-        report: dict[str, Any] = json.loads(line)
-        return report
 
     @contextlib.contextmanager
     def hold(self, port: int, mode: str, connections: int) -> Iterator[None]:
         """Keep idle connections open for as long as the context lasts."""
         with self._start(port, mode, {"connections": connections, "seconds": 60}) as process:
-            if process.stdout is None or not process.stdout.readline():
-                raise MeasureError(f"load, mode {mode}: {connections} connections could not be opened")
+            assert process.stdout is not None
+            if not process.stdout.readline():
+                raise failure(process, mode)
             yield
             process.communicate()
         if process.returncode != 0:
             raise MeasureError(f"load, mode {mode}: exit status {process.returncode}")
+
+
+def failure(process: subprocess.Popen[str], mode: str) -> MeasureError:
+    """What to say of a load generator that has ended too early."""
+    _, text = process.communicate()
+    return MeasureError(f"mode {mode}: {text.strip()} (exit status {process.returncode})")
 
 
 def sample(load: Load, processes: list[int], routers: list[int], port: int, mode: str, **options: int | str) -> Sample:
@@ -151,31 +192,35 @@ def sample(load: Load, processes: list[int], routers: list[int], port: int, mode
 
     :raises MeasureError: nothing was answered, or a process of the server was replaced meanwhile
     """
-    machine, stolen = machine_seconds()
-    before, begin = cpu_seconds(processes), time.monotonic()
-    report = load.run(port, mode, **options)
-    elapsed = time.monotonic() - begin
-    try:
-        after = cpu_seconds(processes)
-    except OSError as error:
-        raise MeasureError(f"a process of the server went away: {error}") from error
+    with load.ready(port, mode, **options) as go:
+        machine, stolen = machine_seconds()
+        before, begin = cpu_seconds(processes), time.monotonic()
+        report = go()
+        elapsed = time.monotonic() - begin
+        try:
+            after = cpu_seconds(processes)
+        except OSError as error:
+            raise MeasureError(f"a process of the server went away: {error}") from error
+        machine_after, stolen_after = machine_seconds()
     used = {pid: after[pid] - before[pid] for pid in processes}
     requests = report["requests"]
     if requests == 0:
         raise MeasureError(f"load, mode {mode}: nothing was answered: {report['first_error']}")
-    machine_after, stolen_after = machine_seconds()
     others = machine_after - machine - sum(used.values()) - report["cpu_seconds"] + stolen_after - stolen
     return Sample(
         requests_per_second=report["requests_per_second"],
         server_us=sum(used.values()) / requests * 1e6,
         router_us=sum(used[pid] for pid in routers) / requests * 1e6,
         client_us=report["cpu_seconds"] / requests * 1e6,
+        client_cores=report["cpu_seconds"] / elapsed,
+        server_cores=sum(used.values()) / elapsed,
         p50_ms=report["p50_ms"],
         p99_ms=report["p99_ms"],
         p999_ms=report["p999_ms"],
         repeats=report["repeats"],
         moved=report["violations"],
-        errors=report["errors"] + report["unfinished"],
+        lost=report["lost"],
+        errors=report["errors"] - report["lost"] + report["unfinished"],
         others_cores=max(0.0, others / elapsed),
     )
 
