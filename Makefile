@@ -2,7 +2,8 @@
 # make test    everything: style, docs, all tests
 # make style   lint, format, types
 # make docs    the documentation, docs/_build/html
-# make bench   the speed of sticky-session beside its peers; bench-quick takes three minutes
+# make bench   the speed of sticky-session beside its peers, in 25 minutes: RESULTS.md and BUS.md in benchmarks/, and
+#              plots; bench-quick takes less than three and only prints
 # make screenshot  the picture of the example chat in the README
 # make clean   remove what the others made
 #
@@ -44,7 +45,7 @@ bench: .venv/test.stamp .venv/bench.stamp .venv/tools.stamp
 	$(BIN)/python benchmarks/run.py
 	$(BIN)/python benchmarks/bus.py
 
-bench-quick: .venv/test.stamp
+bench-quick: .venv/test.stamp .venv/bench.stamp
 	$(BIN)/python benchmarks/run.py --quick
 
 screenshot: .venv/test.stamp .venv/tools.stamp examples/chat/node_modules/.stamp
@@ -69,7 +70,7 @@ clean:
 	$(BIN)/python -m pip install --quiet --editable .
 	touch $@
 
-.venv/test.stamp .venv/style.stamp .venv/docs.stamp .venv/bench.stamp: .venv/%.stamp: .venv/installed.stamp
+.venv/bench.stamp .venv/test.stamp .venv/style.stamp .venv/docs.stamp: .venv/%.stamp: .venv/installed.stamp
 	$(BIN)/python -m pip install --quiet --editable '.[$*]'
 	touch $@
 

@@ -1,15 +1,16 @@
 """Starts what is measured: ours, plain gunicorn, and the routers of other projects.
 
 Each server runs in a temporary folder of its own and listens on 127.0.0.1 on a free port. Functions that
-start one take a stack, which stops the server and removes its folder when it is left.
+start one take a stack, which stops the server and removes its folder when it is left; how many workers
+it should have; and the application, as gunicorn names it: app.py's or that of sessions.py.
 """
 
 from __future__ import annotations
 
+import functools
 import getpass
 import os
 import re
-import shutil
 import signal
 import socket
 import subprocess
@@ -22,10 +23,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from string import Template
 
+from install import PEERS, tool
 from measure import process_tree
 
 HERE = Path(__file__).resolve().parent
-PEERS = HERE / "peers"
+
+APP = "app:app"
+SESSIONS = "sessions:app"
 
 PLAIN_WORKER = "geventwebsocket.gunicorn.workers.GeventWebSocketWorker"
 STICKY_WORKER = "sticky_session.Worker"
@@ -133,24 +137,43 @@ def free_port() -> int:
 
 
 def launch(
-    stack: ExitStack, name: str, command: Sequence[str], port: int = 0, files: dict[str, str] | None = None
+    stack: ExitStack,
+    name: str,
+    command: Sequence[str],
+    port: int = 0,
+    files: dict[str, str] | None = None,
+    variables: dict[str, str] | None = None,
 ) -> Server:
-    """Start a command in a temporary folder that holds ``files``."""
+    """Start a command in a temporary folder that holds ``files``, with more environment ``variables``."""
     folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-")))
     for file, text in (files or {}).items():
         (folder / file).write_text(text)
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(  # noqa: S603 - the commands are those below
-            command, cwd=folder, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+            command,
+            cwd=folder,
+            env={**os.environ, **(variables or {})},
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
         )
     server = Server(name, process, folder, port)
     stack.callback(server.stop)
     return server
 
 
-def gunicorn(stack: ExitStack, name: str, worker_class: str, workers: int, *arguments: str) -> Server:
-    """Start gunicorn with the benchmarks' application."""
-    server = launch(
+def launch_gunicorn(
+    stack: ExitStack,
+    name: str,
+    worker_class: str,
+    workers: int,
+    app: str,
+    *arguments: str,
+    variables: dict[str, str] | None = None,
+) -> Server:
+    """Start gunicorn, and don't wait for it."""
+    return launch(
         stack,
         name,
         [
@@ -158,33 +181,73 @@ def gunicorn(stack: ExitStack, name: str, worker_class: str, workers: int, *argu
             *("--worker-class", worker_class, "--workers", str(workers)),
             # Room for the idle connections, which also must stay open.
             *("--worker-connections", "16384", "--keep-alive", "600"),
-            *("--pythonpath", str(HERE), *arguments, "app:app"),
+            *("--pythonpath", str(HERE), *arguments, app),
         ],
+        variables=variables,
     )
+
+
+def wait_for_port(server: Server) -> None:
+    """Wait until gunicorn says where it listens."""
     server.wait(lambda: re.search(r"Listening at: \S+:\d+ ", server.log), "not listening")
     server.port = int(re.findall(r"Listening at: \S+:(\d+) ", server.log)[0])
-    return server
 
 
-def plain(stack: ExitStack, workers: int) -> Server:
+def plain(stack: ExitStack, workers: int, app: str = APP) -> Server:
     """Start plain gunicorn: the workers share one listening socket, nothing is sticky."""
-    server = gunicorn(stack, "plain gunicorn", PLAIN_WORKER, workers)
+    server = launch_gunicorn(stack, "plain gunicorn", PLAIN_WORKER, workers, app)
+    wait_for_port(server)
     server.wait_for_workers(workers)
     return server
 
 
-def ours(stack: ExitStack, workers: int, *arguments: str) -> Server:
+def plain_alone(stack: ExitStack, _workers: int, app: str = APP) -> Server:
+    """Start plain gunicorn with the one worker that Socket.IO allows it."""
+    return plain(stack, 1, app)
+
+
+def simple_websocket(stack: ExitStack, workers: int, _app: str = APP) -> Server:
+    """Start plain gunicorn with simple-websocket.
+
+    `-k gevent` is how python-socketio's and Flask-SocketIO's documentation runs it beside gevent. The other way
+    that they name, `--threads 100`, has a thread for each connection, and room for no more.
+    """
+    server = launch_gunicorn(stack, "simple-websocket", "gevent", workers, "simple:app")
+    wait_for_port(server)
+    server.wait_for_workers(workers)
+    return server
+
+
+def ours(stack: ExitStack, workers: int, app: str = APP, *arguments: str) -> Server:
     """Start gunicorn with our workers, and our listener."""
-    server = gunicorn(stack, "ours", STICKY_WORKER, workers, *arguments)
-    server.wait(lambda: re.search(r"Listener ready \(pid:\d+\)", server.log), "no listener")
-    server.routers = [int(re.findall(r"Listener ready \(pid:(\d+)\)", server.log)[-1])]
+    server = launch_gunicorn(stack, "ours", STICKY_WORKER, workers, app, *arguments)
+    wait_for_port(server)
+    server.wait(lambda: listeners(server), "no listener")
+    server.routers = listeners(server)
     server.wait_for_workers(workers)
     return server
+
+
+def ours_kernel(stack: ExitStack, workers: int, app: str = APP) -> Server:
+    """Start gunicorn with our workers, which the kernel gives the connections to: no process routes them."""
+    server = launch_gunicorn(
+        stack, "ours, kernel", STICKY_WORKER, workers, app, variables={"STICKY_SESSION_ROUTER": "kernel"}
+    )
+    wait_for_port(server)
+    server.wait_for_workers(workers)
+    # None, if it is as it says.
+    server.routers = listeners(server)
+    return server
+
+
+def listeners(server: Server) -> list[int]:
+    """Our listener's process, if there is one."""
+    return [int(pid) for pid in re.findall(r"Listener ready \(pid:(\d+)\)", server.log)[-1:]]
 
 
 def ours_behind_proxies(stack: ExitStack, workers: int) -> Server:
-    """The same, with all peers as trusted proxies: it reads who their clients are."""
-    return ours(stack, workers, "--forwarded-allow-ips", "127.0.0.0/8")
+    """The same as :func:`ours`, with all peers as trusted proxies: it reads who their clients are."""
+    return ours(stack, workers, APP, "--forwarded-allow-ips", "127.0.0.0/8")
 
 
 def ours_without_header(stack: ExitStack, workers: int) -> Server:
@@ -192,7 +255,7 @@ def ours_without_header(stack: ExitStack, workers: int) -> Server:
     config = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-"))) / "config.py"
     # Under the plain gunicorn command there is no flag for it.
     config.write_text(f"import os\nos.environ[{'STICKY_SESSION_CLIENT_HEADER'!r}] = 'off'\n")
-    return ours(stack, workers, "--forwarded-allow-ips", "127.0.0.0/8", "--config", str(config))
+    return ours(stack, workers, APP, "--forwarded-allow-ips", "127.0.0.0/8", "--config", str(config))
 
 
 def proxy(
@@ -202,6 +265,7 @@ def proxy(
     template: str,
     upstream: str,
     workers: int,
+    app: str,
     **values: str,
 ) -> Server:
     """Start a proxy in front of ``workers`` gunicorns with one plain worker each.
@@ -209,8 +273,9 @@ def proxy(
     :param template: file with the proxy's configuration
     :param upstream: line of the configuration for each gunicorn, with ``{slot}`` and ``{port}``
     """
-    backends = [gunicorn(stack, f"{name}, backend {slot}", PLAIN_WORKER, 1) for slot in range(workers)]
+    backends = [launch_gunicorn(stack, f"{name}, backend {slot}", PLAIN_WORKER, 1, app) for slot in range(workers)]
     for backend in backends:
+        wait_for_port(backend)
         backend.wait_for_workers(1)
     port = free_port()
     lines = [upstream.format(slot=slot, port=backend.port) for slot, backend in enumerate(backends)]
@@ -222,7 +287,7 @@ def proxy(
     return server
 
 
-def _nginx(stack: ExitStack, name: str, workers: int, connection: str, keepalive: str) -> Server:
+def _nginx(stack: ExitStack, name: str, workers: int, app: str, connection: str, keepalive: str) -> Server:
     return proxy(
         stack,
         name,
@@ -230,23 +295,24 @@ def _nginx(stack: ExitStack, name: str, workers: int, connection: str, keepalive
         "nginx.conf.in",
         "        server 127.0.0.1:{port};",
         workers,
+        app,
         user=getpass.getuser(),
         connection=connection,
         keepalive=keepalive,
     )
 
 
-def nginx(stack: ExitStack, workers: int) -> Server:
+def nginx(stack: ExitStack, workers: int, app: str = APP) -> Server:
     """Start nginx with ``hash $remote_addr consistent``; each request is a new connection to a worker."""
-    return _nginx(stack, "nginx", workers, "close", "")
+    return _nginx(stack, "nginx", workers, app, "close", "")
 
 
-def nginx_keepalive(stack: ExitStack, workers: int) -> Server:
+def nginx_keepalive(stack: ExitStack, workers: int, app: str = APP) -> Server:
     """Start nginx that keeps its connections to the workers alive."""
-    return _nginx(stack, "nginx, kept-alive upstreams", workers, "", "keepalive 64;")
+    return _nginx(stack, "nginx, kept-alive upstreams", workers, app, "", "keepalive 64;")
 
 
-def haproxy(stack: ExitStack, workers: int) -> Server:
+def haproxy(stack: ExitStack, workers: int, app: str = APP) -> Server:
     """Start HAProxy with ``balance source``."""
     return proxy(
         stack,
@@ -255,64 +321,36 @@ def haproxy(stack: ExitStack, workers: int) -> Server:
         "haproxy.cfg.in",
         "    server worker{slot} 127.0.0.1:{port}",
         workers,
+        app,
     )
 
 
-def node(stack: ExitStack, name: str, script: str, workers: int) -> Server:
+def node(stack: ExitStack, name: str, script: str, workers: int, app: str) -> Server:
     """Start a Node server; its first process is the router."""
     port = free_port()
-    server = launch(stack, name, [tool("node"), str(PEERS / script), str(port), str(workers)], port)
+    # The applications have the same names there.
+    command = [tool("node"), str(PEERS / script), str(port), str(workers), app.partition(":")[0]]
+    server = launch(stack, name, command, port)
     server.routers = [server.process.pid]
-    server.wait_for_workers(workers)
+    server.wait(lambda: server.log.count("worker ready") >= workers, f"not all of {workers} workers are ready")
+    # One that counts sessions gives plain requests to one worker only.
+    server.wait_for_workers(1)
     return server
 
 
-def node_sticky_session(stack: ExitStack, workers: int) -> Server:
+def node_sticky_session(stack: ExitStack, workers: int, app: str = APP) -> Server:
     """Start npm's sticky-session."""
-    return node(stack, "Node sticky-session", "sticky_session.js", workers)
+    return node(stack, "Node sticky-session", "sticky_session.js", workers, app)
 
 
-def node_socketio_sticky(stack: ExitStack, workers: int) -> Server:
-    """Start npm's @socket.io/sticky."""
-    return node(stack, "Node @socket.io/sticky", "socketio_sticky.js", workers)
+def node_socketio_sticky(stack: ExitStack, workers: int, app: str = APP) -> Server:
+    """Start npm's @socket.io/sticky, with @socket.io/cluster-adapter."""
+    return node(stack, "Node @socket.io/sticky", "socketio_sticky.js", workers, app)
 
 
-def tool(command: str) -> str:
-    """The path of a command that :func:`install` has made sure of."""
-    path = shutil.which(command, path=f"{os.environ['PATH']}:/usr/sbin")
-    if path is None:
-        raise ServerError(f"{command}: not found")
-    return path
-
-
-def install() -> None:
-    """Install the peers that are missing: Debian packages and npm's.
-
-    :raises ServerError: a package can't be installed
-    """
-    packages = {"cc": "gcc", "nginx": "nginx", "haproxy": "haproxy", "node": "nodejs", "npm": "npm"}
-    missing = []
-    for command, package in packages.items():
-        try:
-            tool(command)
-        except ServerError:
-            missing.append(package)
-    if missing:
-        if os.geteuid() != 0 or shutil.which("apt-get") is None:
-            raise ServerError(f"missing: {', '.join(missing)}; install them, or run this as root on Debian")
-        run([tool("apt-get"), "update", "-qq"])
-        run([tool("apt-get"), "install", "-qq", "--no-install-recommends", "gcc", "libc6-dev", *missing])
-    lock, installed = PEERS / "package-lock.json", PEERS / "node_modules" / ".package-lock.json"
-    if not installed.exists() or installed.stat().st_mtime < lock.stat().st_mtime:
-        run([tool("npm"), "ci", "--no-audit", "--no-fund"], PEERS)
-
-
-def run(command: Sequence[str], folder: Path | None = None) -> None:
-    """Run a command to its end, quietly.
-
-    :raises ServerError: it fails
-    """
-    # The commands are those of install().
-    result = subprocess.run(command, cwd=folder, capture_output=True, text=True)  # noqa: S603
-    if result.returncode != 0:
-        raise ServerError(f"{' '.join(command)}: exit status {result.returncode}\n{result.stdout}{result.stderr}")
+@functools.cache
+def kernel_routes() -> bool:
+    """Whether ours can have the kernel route."""
+    command = [sys.executable, "-m", "sticky_session", "serve", "--help"]
+    # It is our own command.
+    return "--router" in subprocess.run(command, capture_output=True, text=True, check=True).stdout  # noqa: S603

@@ -1,15 +1,48 @@
-"""What is measured, and the goals."""
+"""What is measured, and on which servers."""
 
 from __future__ import annotations
 
+import contextlib
 import socket
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address
+
+import servers
 
 from sticky_session import Ring
 
 # How many addresses the clients have. A prime, so that no router that takes turns gives each address the same worker.
 CLIENTS = 2039
+
+# The servers' names in the tables.
+OURS = "ours"
+KERNEL = "ours, kernel router"
+PLAIN = "plain"
+ALONE = "plain, one worker"
+SIMPLE = "simple-websocket"
+NGINX = "nginx"
+NGINX_KEEPALIVE = "nginx, kept-alive upstreams"
+HAPROXY = "HAProxy"
+NODE_STICKY = "Node sticky-session"
+NODE_SOCKETIO = "Node @socket.io/sticky"
+
+Start = Callable[[contextlib.ExitStack, int, str], servers.Server]
+
+STARTS: dict[str, Start] = {
+    OURS: servers.ours,
+    KERNEL: servers.ours_kernel,
+    PLAIN: servers.plain,
+    ALONE: servers.plain_alone,
+    SIMPLE: servers.simple_websocket,
+    NGINX: servers.nginx,
+    NGINX_KEEPALIVE: servers.nginx_keepalive,
+    HAPROXY: servers.haproxy,
+    NODE_STICKY: servers.node_sticky_session,
+    NODE_SOCKETIO: servers.node_socketio_sticky,
+}
+
+ROUTERS = (NGINX, NGINX_KEEPALIVE, HAPROXY, NODE_STICKY, NODE_SOCKETIO)
 
 
 @dataclass(frozen=True)
@@ -17,28 +50,77 @@ class Workload:
     """Load of one kind.
 
     :ivar mode: of the load generator
-    :ivar options: of the load generator
-    :ivar goal: requests per second of ours divided by those of plain gunicorn, at least
-    :ivar routed: the routers of other projects are measured too
+    :ivar connections: how many clients send at a time
+    :ivar servers: on which it is put
+    :ivar grown: those of them whose growth is measured
+    :ivar options: more of the load generator's
+    :ivar app: the application, as gunicorn names it
+    :ivar unit: what is counted
     """
 
     name: str
     mode: str
-    options: dict[str, int]
-    goal: float
-    routed: bool = False
+    connections: int
+    servers: tuple[str, ...]
+    grown: tuple[str, ...]
+    options: dict[str, int] = field(default_factory=dict)
+    app: str = servers.APP
+    unit: str = "requests"
 
 
-WORKLOADS = (
-    Workload("new connection per request", "new", {"connections": 32}, 0.95, routed=True),
-    Workload("kept-alive requests", "keepalive", {"connections": 64}, 1.0),
-    Workload("WebSocket echo, 32 B", "websocket", {"connections": 64, "bytes": 32}, 1.0),
-    Workload("WebSocket echo, 4 KiB", "websocket", {"connections": 64, "bytes": 4096}, 1.0),
+NEW = Workload(
+    "new connection per request",
+    "new",
+    32,
+    (OURS, KERNEL, PLAIN, *ROUTERS),
+    (OURS, KERNEL, PLAIN, NGINX_KEEPALIVE),
+)
+KEPT_ALIVE = Workload("kept-alive requests", "keepalive", 64, (OURS, PLAIN), (OURS, PLAIN))
+# A handshake, three events with their acknowledgements, and a close: ten requests on ten connections.
+POLLING = Workload(
+    "polling sessions",
+    "polling",
+    32,
+    (OURS, KERNEL, ALONE, *ROUTERS),
+    (OURS, KERNEL, NGINX_KEEPALIVE),
+    app=servers.SESSIONS,
+    unit="sessions",
+)
+ECHO = Workload(
+    "WebSocket echo, 32 B", "websocket", 64, (OURS, PLAIN, SIMPLE), (OURS, PLAIN), {"bytes": 32}, unit="messages"
+)
+ECHO_4K = Workload(
+    "WebSocket echo, 4 KiB", "websocket", 64, (OURS, PLAIN, SIMPLE), (OURS, PLAIN), {"bytes": 4096}, unit="messages"
 )
 
-ROUTED = WORKLOADS[0]
+WORKLOADS = (NEW, KEPT_ALIVE, POLLING, ECHO, ECHO_4K)
 
-ROUTER_GOAL_US = 20.0
+
+@dataclass(frozen=True)
+class Paced:
+    """Requests that come at times fixed in advance, at a share of what the slowest of the servers can answer.
+
+    :ivar connections: the most at a time; a request that finds none free waits, and the wait is measured too
+    :ivar servers: those whose latencies are compared
+    """
+
+    workload: Workload
+    connections: int
+    servers: tuple[str, ...]
+    share: float = 0.7
+
+
+PACED = (Paced(NEW, 1024, (OURS, KERNEL, PLAIN)), Paced(KEPT_ALIVE, 64, (OURS, PLAIN)))
+
+# How many clients more sends than two workers answer in a run, and more connections than a proxy has that needs two for
+# each: where it ends for these.
+MOST_CLIENTS = {POLLING.name: 1000, NGINX_KEEPALIVE: 1000}
+
+
+def crowds(workload: Workload, server: str, clients: tuple[int, ...]) -> list[int]:
+    """The numbers of clients that are put on a server."""
+    most = min(MOST_CLIENTS.get(workload.name, max(clients)), MOST_CLIENTS.get(server, max(clients)))
+    return [number for number in clients if number <= most]
 
 
 @dataclass(frozen=True)
@@ -67,10 +149,6 @@ STAYING = Proxied("kept-alive requests that stay", "keepalive", 64, 64)
 MOVING = Proxied("kept-alive requests that all move", "moving", 64, 64)
 PEEKED = Proxied("new connection per request", "new", 32, CLIENTS)
 
-# CPU of a request that stays, with the header read and without; the listener's CPU for a connection that it looks into.
-STAYING_GOAL = 1.05
-PEEKED_GOAL_US = 35.0
-
 
 @dataclass(frozen=True)
 class Many:
@@ -78,7 +156,6 @@ class Many:
 
     workers: int = 4
     connections: int = 16
-    count: int = 100_000
     seconds: int = 120
 
 
@@ -105,18 +182,14 @@ class Idle:
 
     :ivar mode: of the load generator
     :ivar warm_up: its mode for what a fresh server serves before its memory is measured
-    :ivar routed: the routers of other projects are measured too
     """
 
     name: str
     mode: str
-    warm_up: str = field(default="new", kw_only=True)
-    routed: bool = field(default=False, kw_only=True)
+    warm_up: str
+    servers: tuple[str, ...]
 
 
-IDLE = (
-    Idle("idle connections", "idle"),
-    Idle("idle WebSockets", "idle-websocket", warm_up="websocket", routed=True),
-)
-
-IDLE_WEBSOCKETS = IDLE[1]
+IDLE_CONNECTIONS = Idle("idle connections", "idle", "new", (OURS, PLAIN))
+IDLE_WEBSOCKETS = Idle("idle WebSockets", "idle-websocket", "websocket", (OURS, PLAIN, *ROUTERS))
+IDLE = (IDLE_CONNECTIONS, IDLE_WEBSOCKETS)

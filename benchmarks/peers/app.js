@@ -1,8 +1,9 @@
-// The application that is measured, as in ../app.py: it answers its process id, and echoes WebSocket messages.
+// The applications that are measured, as in ../app.py and ../sessions.py.
 'use strict';
 
 const { WebSocketServer } = require('ws');
 
+// Answer with the process id, and echo WebSocket messages.
 exports.serve = function serve(server) {
   const body = String(process.pid);
 
@@ -19,4 +20,9 @@ exports.serve = function serve(server) {
       websocket.send(body);
     });
   });
+};
+
+// Acknowledge an event with its argument and the process id.
+exports.serveSessions = function serveSessions(io) {
+  io.on('connection', (socket) => socket.on('echo', (text, acknowledge) => acknowledge(text, process.pid)));
 };
