@@ -114,7 +114,8 @@ def by_clients(results: Results) -> Chart:
         for server in names:
             samples = [results.by_clients.get((workload.name, server, number)) for number in numbers]
             values[server] = tuple(median(each, rate) if each else None for each in samples)
-        panels.append(Panel(workload.name, f"{workload.unit}/s", tuple(f"{each:,}" for each in numbers), values))
+        if values:
+            panels.append(Panel(workload.name, f"{workload.unit}/s", tuple(f"{each:,}" for each in numbers), values))
     return Chart("clients", "Throughput by number of clients at a time", tuple(panels), across="clients")
 
 

@@ -63,7 +63,7 @@
 #define MAX_REQUESTS 10000000
 #define MAX_MESSAGE_BYTES (1 << 20)
 #define MAX_SOURCES (1 << 20)
-#define MAX_ERRORS 10000
+#define MAX_ERRORS 100000
 #define MAX_RATE 1000000
 #define MAX_SERVERS 64
 #define MAX_CLIENTS 4096
@@ -202,6 +202,8 @@ static void failed(struct connection *c, const char *what, int error)
 {
     if (first_error[0] == '\0')
         snprintf(first_error, sizeof first_error, "%s%s%s", what, error ? ": " : "", error ? strerror(error) : "");
+    if (error == ECONNREFUSED)
+        die("nobody listens on port %d", option.port);
     if (opening && stays_open())
         die("%s, while opening connection %d of %d", first_error, opened + 1, option.connections);
     if (++errors >= MAX_ERRORS)
@@ -279,11 +281,9 @@ static void reopen_connection(struct connection *c)
         die("bind: %s", strerror(errno));
     address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
     address.sin_port = htons((uint16_t)option.port);
-    if (connect(c->descriptor, (struct sockaddr *)&address, sizeof address) < 0 && errno != EINPROGRESS) {
-        in_flight++;
-        failed(c, "connect", errno);
-        return;
-    }
+    /* If nobody listens, or no ports are left, it would be the same again. */
+    if (connect(c->descriptor, (struct sockaddr *)&address, sizeof address) < 0 && errno != EINPROGRESS)
+        die("connect: %s", strerror(errno));
     begin_request(c);
 }
 
