@@ -80,6 +80,7 @@ clean:
 
 # The programs that tests run, beside what is a part of every Debian.
 .venv/tools.stamp: .venv/created.stamp Makefile
+	$(call need,cc,gcc libc6-dev)
 	$(call need,curl,curl)
 	$(call need,redis-check-rdb,redis-tools)
 	$(call need,chromium,chromium)

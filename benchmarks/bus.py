@@ -27,13 +27,12 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests" / "integration"))
 
-from measure import cpu_seconds, process_tree
-from report import output
-
 from crowd import Guest
 from harness import Server
+from measure import cpu_seconds, process_tree
 from midway import clients_of
 from redis_server import Redis
+from report import output
 
 ROUNDS = 5
 LATENCIES = 300

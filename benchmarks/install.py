@@ -14,6 +14,10 @@ PEERS = Path(__file__).resolve().parent / "peers"
 PACKAGES = {"cc": "gcc", "nginx": "nginx", "haproxy": "haproxy", "node": "nodejs", "npm": "npm"}
 
 
+# Debian has daemons where a user's PATH may not lead.
+DAEMONS = "/usr/sbin"
+
+
 class InstallError(Exception):
     """Something is missing and can't be installed."""
 
@@ -23,8 +27,7 @@ def tool(command: str) -> str:
 
     :raises InstallError: there is none
     """
-    # Debian has daemons where a user's PATH may not lead.
-    path = shutil.which(command, path=f"{os.environ['PATH']}:/usr/sbin")
+    path = shutil.which(command, path=f"{os.environ['PATH']}:{DAEMONS}")
     if path is None:
         raise InstallError(f"{command}: not found; it is in Debian's package {PACKAGES.get(command, command)}")
     return path

@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from ipaddress import IPv4Address
 
 import servers
-
 from sticky_session import Ring
 
 # How many addresses the clients have. A prime, so that no router that takes turns gives each address the same worker.
