@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from charts import Chart, Panel, all_charts
 from results import Results
 from workloads import ALONE, HAPROXY, KERNEL, NGINX, NGINX_KEEPALIVE, NODE_SOCKETIO, NODE_STICKY, OURS, PLAIN, SIMPLE
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 # Of Okabe and Ito's palette, which colour-blind people can tell apart. A server has one colour everywhere.
 COLOURS = {
@@ -69,6 +73,7 @@ def draw_all(results: Results, folder: Path) -> None:
 
 def draw(chart: Chart, path: Path) -> None:
     """Write the PNG file of a chart. The same values give the same file, of some ten kilobytes."""
+    # Whoever only prints needs none of these.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from PIL import Image
@@ -106,7 +111,7 @@ def draw(chart: Chart, path: Path) -> None:
     picture.quantize(64).save(path, optimize=True)
 
 
-def _bars(axis, panel: Panel, room: int, log: bool) -> None:
+def _bars(axis: Axes, panel: Panel, room: int, log: bool) -> None:
     """Horizontal bars, the first on top, each with its value, where there is room for more."""
     rows = [
         (", ".join(part for part in (server, label) if part), value, COLOURS[server])
@@ -126,7 +131,7 @@ def _bars(axis, panel: Panel, room: int, log: bool) -> None:
     axis.margins(x=0.18)
 
 
-def _stacks(axis, panel: Panel, room: int) -> None:
+def _stacks(axis: Axes, panel: Panel, room: int) -> None:
     """Horizontal bars of parts."""
     names = list(panel.values)
     places = range(len(names))
@@ -142,7 +147,7 @@ def _stacks(axis, panel: Panel, room: int) -> None:
     axis.margins(x=0.18)
 
 
-def _lines(axis, panel: Panel, across: str) -> None:
+def _lines(axis: Axes, panel: Panel, across: str) -> None:
     """A line for each server."""
     for server, values in panel.values.items():
         axis.plot(panel.labels, values, marker="o", color=COLOURS[server], label=server)

@@ -27,7 +27,7 @@ from rounds import Plan, Rounds
 
 FULL = Plan(
     rounds=7,
-    proxied_rounds=7,
+    proxied_rounds=5,
     growth_rounds=2,
     seconds=2,
     workers=(1, 2, 4),
