@@ -9,6 +9,7 @@ from results import Results, cost, median, p99, routing
 from workloads import (
     ECHO,
     ECHO_4K,
+    IDLE_CLIENTS,
     IDLE_CONNECTIONS,
     IDLE_WEBSOCKETS,
     KEPT_ALIVE,
@@ -120,7 +121,7 @@ def memories(results: Results) -> list[Goal]:
         at_most(
             f"workers' memory for each of {kind.name}", limit, results.of_memory(kind.name, OURS, "workers"), "KiB", 1
         )
-        for kind, limit in ((IDLE_WEBSOCKETS, 42), (IDLE_CONNECTIONS, 10))
+        for kind, limit in ((IDLE_CLIENTS, 42), (IDLE_WEBSOCKETS, 42), (IDLE_CONNECTIONS, 10))
     ]
 
 

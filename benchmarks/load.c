@@ -12,6 +12,7 @@
  *     polling          Socket.IO sessions over long-polling (session.h), a new connection for each of their requests
  *     idle             one request on each connection, then nothing until standard input ends
  *     idle-websocket   a handshake and the greeting, then nothing until standard input ends
+ *     idle-session     a Socket.IO session over WebSocket, connected to its namespace, then nothing as well
  *
  * With `--wait` it prints a line when the mode's connections are open, and goes on when it reads one: so that what
  * opening costs can be left out. The CPU time in its report is its own from then on.
@@ -96,7 +97,7 @@ struct connection {
 static struct {
     int port, connections, sources;
     enum mode mode;
-    int hold, wait;
+    int hold, wait, session;
     double seconds;
     int64_t count;
     int64_t rate;
@@ -457,6 +458,19 @@ static void parse_response(struct connection *c)
     exchange_done(c);
 }
 
+/* A Socket.IO session over WebSocket: the Engine.IO handshake, then the connection to the namespace and its answer. */
+static void session_greeted(struct connection *c, const char *packet, size_t length)
+{
+    if (length > 2 && memcmp(packet, "0{", 2) == 0) {
+        in_flight--;
+        begin_exchange(c, GREETING, message, message_length);
+    } else if (length > 3 && memcmp(packet, "40{", 3) == 0) {
+        exchange_done(c);
+    } else {
+        failed(c, "unexpected packet in a session", 0);
+    }
+}
+
 static void parse_frame(struct connection *c)
 {
     const unsigned char *in = (const unsigned char *)c->in;
@@ -481,6 +495,8 @@ static void parse_frame(struct connection *c)
         return;
     if (c->have > head_length + length) {
         failed(c, "more than one frame", 0);
+    } else if (c->state == GREETING && option.session) {
+        session_greeted(c, c->in + head_length, length);
     } else if (c->state == GREETING) {
         check_server(c, c->in + head_length, length);
         exchange_done(c);
@@ -699,15 +715,22 @@ static void parse_options(int argc, char **argv)
         option.mode = MOVING;
     else if (strcmp(mode, "polling") == 0)
         option.mode = POLLING;
-    else if (strcmp(mode, "websocket") == 0 || strcmp(mode, "idle-websocket") == 0)
+    else if (strcmp(mode, "websocket") == 0 || strcmp(mode, "idle-websocket") == 0 ||
+             strcmp(mode, "idle-session") == 0)
         option.mode = WEBSOCKET;
     else
-        die("--mode %s: expected new, keepalive, moving, websocket, polling, idle or idle-websocket", mode);
+        die("--mode %s: expected new, keepalive, moving, websocket, polling, idle, idle-websocket or idle-session",
+            mode);
     if (option.mode == MOVING && client_count == 0)
         die("--clients is missing");
     if (option.rate > 0 && option.mode != NEW && strcmp(mode, "keepalive") != 0)
         die("--rate: expected --mode new or keepalive");
     option.hold = strncmp(mode, "idle", 4) == 0;
+    option.session = strcmp(mode, "idle-session") == 0;
+    if (option.session) {
+        option.path = "/socket.io/?EIO=4&transport=websocket";
+        option.bytes = 2;
+    }
     if (inet_pton(AF_INET, first, &address) != 1)
         die("--first %s: expected an IPv4 address", first);
     option.first = ntohl(address.s_addr);
@@ -758,7 +781,7 @@ static void prepare(void)
         message[i] = (char)(option.bytes >> 8 * (head - 1 - i));
     memcpy(message + head, mask, sizeof mask);
     for (size_t i = 0; i < option.bytes; i++) {
-        payload[i] = (char)('a' + i % 26);
+        payload[i] = option.session ? "40"[i] : (char)('a' + i % 26);
         message[head + sizeof mask + i] = (char)(payload[i] ^ mask[i % 4]);
     }
 

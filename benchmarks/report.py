@@ -68,6 +68,17 @@ def kernel(results: Results) -> str:
 and there is no listener. It differs in nothing but the way of a new connection, so only that is measured."""
 
 
+def memory_growth(results: Results) -> str:
+    """How the memory of an idle connection changes with their number, if it was measured."""
+    if not results.memory_by_clients:
+        return ""
+    return f"""
+{picture(charts.memory(results))}
+
+{tables.memory_growth(results)}
+"""
+
+
 def render(results: Results) -> str:
     """The whole text."""
     move = results.of_proxies(MOVING, "header", cost) - results.of_proxies(STAYING, "header", cost)
@@ -168,11 +179,9 @@ Each request says in X-Forwarded-For whose it is. "Not read" is the same server 
 
 ## Memory of an idle connection in the workers
 
-Private memory of the worker processes; the kernel's socket buffers are not in it.
+Private memory of the worker processes; the kernel's socket buffers are not in it. An idle connection has had one
+request answered. A Socket.IO client has connected to its namespace, with WebSocket as its only transport.
 
 {tables.memory(results)}
-
-{picture(charts.memory(results))}
-
-{tables.memory_growth(results)}
+{memory_growth(results)}
 """

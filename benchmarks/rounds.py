@@ -50,6 +50,7 @@ class Plan:
     :ivar clients: the numbers of clients
     :ivar moves: of connections between workers
     :ivar idle_rounds: of idle connections
+    :ivar idle_clients: the numbers of them that growth is measured with
     """
 
     rounds: int
@@ -61,6 +62,7 @@ class Plan:
     moves: int
     idle_rounds: int
     idle_connections: int
+    idle_clients: tuple[int, ...]
 
 
 class Progress:
@@ -109,7 +111,7 @@ class Rounds:
         ]
         self._idle_runs = [(kind, name) for kind in IDLE for name in at_work(kind.servers)]
         self._idle_crowds = [
-            (kind, clients, name) for kind in IDLE for clients in plan.clients for name in (OURS, PLAIN)
+            (kind, clients, name) for kind in IDLE for clients in plan.idle_clients for name in (OURS, PLAIN)
         ]
         self._progress = Progress(
             plan.rounds * (len(self._runs) + len(self._paced_runs))
@@ -256,7 +258,7 @@ class Rounds:
     def _idle(self, kind: Idle, name: str, connections: int) -> list[Memory]:
         """The memory of workers and routers."""
         with contextlib.ExitStack() as stack:
-            server = STARTS[name](stack, self.results.workers, servers.APP)
+            server = STARTS[name](stack, self.results.workers, kind.app)
             self._load.run(server.port, kind.warm_up, connections=16, count=500, seconds=5)
             taken = memory(self._load, [server.workers, server.routers], server.port, kind.mode, connections)
         self._progress(

@@ -35,6 +35,7 @@ FULL = Plan(
     moves=100_000,
     idle_rounds=2,
     idle_connections=2000,
+    idle_clients=(100, 1000, 10_000),
 )
 QUICK = Plan(
     rounds=1,
@@ -46,6 +47,7 @@ QUICK = Plan(
     moves=20_000,
     idle_rounds=1,
     idle_connections=1000,
+    idle_clients=(),
 )
 
 # What processes need beside their connections.

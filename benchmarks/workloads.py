@@ -187,8 +187,10 @@ class Idle:
     mode: str
     warm_up: str
     servers: tuple[str, ...]
+    app: str = servers.APP
 
 
 IDLE_CONNECTIONS = Idle("idle connections", "idle", "new", (OURS, PLAIN))
 IDLE_WEBSOCKETS = Idle("idle WebSockets", "idle-websocket", "websocket", (OURS, PLAIN, *ROUTERS))
-IDLE = (IDLE_CONNECTIONS, IDLE_WEBSOCKETS)
+IDLE_CLIENTS = Idle("idle Socket.IO clients on WebSockets", "idle-session", "new", (OURS, PLAIN), servers.SESSIONS)
+IDLE = (IDLE_CONNECTIONS, IDLE_WEBSOCKETS, IDLE_CLIENTS)

@@ -49,7 +49,11 @@ def fake(answer: Answer) -> Iterator[int]:
         def log_message(self, *_: object) -> None:
             pass
 
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+    class FakeServer(ThreadingHTTPServer):
+        def handle_error(self, *_: object) -> None:
+            """That the client goes away in the middle is what some tests are about."""
+
+    with FakeServer(("127.0.0.1", 0), Handler) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
         yield server.server_port
@@ -70,6 +74,15 @@ def test_sessions_with_sticky_workers(load: Load) -> None:
     assert report["requests"] == 200
     assert (report["errors"], report["lost"], report["unfinished"], report["violations"]) == (0, 0, 0, 0)
     assert report["servers"] == 2
+
+
+def test_idle_sessions(load: Load) -> None:
+    """Idle Socket.IO clients are connected when they say so."""
+    with Server("sio:app", workers=2) as server, load.hold(server.port, "idle-session", 20):
+        pass
+    with fake(lambda *_: (200, '0{"sid":"abc"}')) as port, pytest.raises(MeasureError, match=r"HTTP/1\.1 200 OK"):
+        with load.hold(port, "idle-session", 1):
+            pass
 
 
 def test_lost_sessions_are_counted(load: Load) -> None:
