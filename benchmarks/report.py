@@ -11,7 +11,9 @@ import subprocess
 from pathlib import Path
 
 import charts
+import memorytables
 import plots
+import proxytables
 import servers
 import tables
 from install import PEERS, tool
@@ -75,7 +77,7 @@ def memory_growth(results: Results) -> str:
     return f"""
 {picture(charts.memory(results))}
 
-{tables.memory_growth(results)}
+{memorytables.growth(results)}
 """
 
 
@@ -173,15 +175,15 @@ Each request says in X-Forwarded-For whose it is. "Not read" is the same server 
 `STICKY_SESSION_CLIENT_HEADER=off`, and the same requests; they go to the same workers. A request that moves costs
 {move:.0f} µs more than one that stays.
 
-{tables.proxied(results)}
+{proxytables.proxied(results)}
 
-{tables.many_moves(results)}
+{proxytables.many_moves(results)}
 
 ## Memory of an idle connection in the workers
 
 Private memory of the worker processes; the kernel's socket buffers are not in it. An idle connection has had one
 request answered. A Socket.IO client has connected to its namespace, with WebSocket as its only transport.
 
-{tables.memory(results)}
+{memorytables.of_idle(results)}
 {memory_growth(results)}
 """

@@ -1,50 +1,25 @@
-"""The tables of RESULTS.md."""
+"""The tables of RESULTS.md about goals and load."""
 
 from __future__ import annotations
 
 import os
 import statistics
-from collections.abc import Iterable
 
 from goals import goals
 from measure import Sample
 from results import Results, client, cost, median, p50, p99, p999, rate, routing, serving
 from workloads import (
-    IDLE,
     IDLE_WEBSOCKETS,
-    MANY_MOVES,
-    MOVING,
     NEW,
     OURS,
     PACED,
-    PEEKED,
     PLAIN,
     POLLING,
-    STAYING,
     WORKLOADS,
 )
+from writing import quartiles, share, table
 
 MIB = 1024
-
-
-def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
-    """A Markdown table; all columns but the first are numbers."""
-    head = list(head)
-    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
-def quartiles(values: list[float]) -> str:
-    """The range that the middle half of the values is in."""
-    if len(values) < 2:
-        return f"{values[0]:.2f}"
-    low, _, high = statistics.quantiles(values, n=4, method="inclusive")
-    return f"{low:.2f} to {high:.2f}"
-
-
-def share(part: int, whole: int) -> str:
-    """How much of the whole a part is."""
-    return f"{100 * part / whole:.1f} % of {whole:,}" if whole else "-"
 
 
 def of_goals(results: Results) -> str:
@@ -263,57 +238,6 @@ def growth(samples: dict[tuple[str, str, int], list[Sample]], what: str) -> str:
     )
 
 
-def proxied(results: Results) -> str:
-    """What it costs to find out who a proxy's clients are."""
-    rows = []
-    for workload in (STAYING, MOVING, PEEKED):
-        read = results.proxied[workload.name, "header"]
-        unread = results.proxied.get((workload.name, "no header"), [])
-        costs = [statistics.median(map(cost, each)) for each in (read, unread) if each]
-        routers = [statistics.median(map(routing, each)) for each in (read, unread) if each]
-        neighbours = [cost(with_) / cost(without) for with_, without in zip(read, unread, strict=False)]
-        rows.append(
-            [
-                workload.name,
-                f"{costs[0]:.1f}",
-                *([f"{costs[1]:.1f}", f"{costs[0] / costs[1]:.2f}", quartiles(neighbours)] if unread else ["-"] * 3),
-                *([f"{each:.1f}" for each in routers] if workload is PEEKED else ["-"] * 2),
-                f"{statistics.median(map(rate, read)):.0f}",
-                share(sum(each.moved for each in read), sum(each.repeats for each in read)),
-                str(sum(each.errors for each in read + unread)),
-                str(len(read)),
-            ]
-        )
-    return table(
-        [
-            "",
-            "header read, CPU µs per request",
-            "not read",
-            "ratio",
-            "of neighbours",
-            "listener's CPU, header read",
-            "not read",
-            "requests/s",
-            "answered elsewhere",
-            "errors",
-            "runs",
-        ],
-        rows,
-    )
-
-
-def many_moves(results: Results) -> str:
-    """What very many moves took and left."""
-    moves = results.moves
-    assert moves is not None
-    return (
-        f"{moves.count:,} moves of {MANY_MOVES.connections} connections between {MANY_MOVES.workers} workers took "
-        f"{moves.seconds:.1f} s ({moves.count / moves.seconds:.0f} moves/s); {moves.wrong} requests were answered by\n"
-        f"another worker than the client's, {moves.errors} not at all. No process had more than "
-        f"{moves.kept_descriptors} descriptors more than before, nor {moves.kept_kib} KiB of memory."
-    )
-
-
 def saturated(results: Results) -> str:
     """Latencies of ours and plain gunicorn while all clients send as fast as they can."""
     rows = []
@@ -324,39 +248,6 @@ def saturated(results: Results) -> str:
                 row += [f"{results.median(workload, server, value):.2f}" for server in (OURS, PLAIN)]
             rows.append(row)
     return table(["", "ours, p50 ms", "plain", "ours, p99 ms", "plain", "ours, p99.9 ms", "plain"], rows)
-
-
-def memory(results: Results) -> str:
-    """What an idle connection costs in the workers."""
-    rows = []
-    for kind in IDLE:
-        pair = [results.memory[kind.name, server, "workers"] for server in (OURS, PLAIN)]
-        medians = [statistics.median(each.kib_each for each in memories) for memories in pair]
-        rows.append(
-            [
-                f"{pair[0][0].connections} {kind.name}",
-                *(f"{median:.1f}" for median in medians),
-                f"{medians[0] / medians[1]:.2f}",
-                *(f"{statistics.median(each.before_kib for each in each_) / MIB:.1f}" for each_ in pair),
-                str(len(pair[0])),
-            ]
-        )
-    return table(
-        ["", "ours, KiB for each", "plain", "ratio", "ours, all workers before, MiB", "plain", "runs"],
-        rows,
-    )
-
-
-def memory_growth(results: Results) -> str:
-    """The same for few and for many."""
-    numbers = sorted({number for _, _, number in results.memory_by_clients})
-    rows = []
-    for name, server in dict.fromkeys((name, server) for name, server, _ in results.memory_by_clients):
-        cells = [results.memory_by_clients[name, server, number] for number in numbers]
-        rows.append(
-            [f"{name}, {server}", *(f"{statistics.median(each.kib_each for each in cell):.1f}" for cell in cells)]
-        )
-    return table(["KiB for each", *(f"{number:,}" for number in numbers)], rows)
 
 
 def noise(results: Results) -> str:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address
 
+import routers
 import servers
 from sticky_session import Ring
 
@@ -34,11 +35,11 @@ STARTS: dict[str, Start] = {
     PLAIN: servers.plain,
     ALONE: servers.plain_alone,
     SIMPLE: servers.simple_websocket,
-    NGINX: servers.nginx,
-    NGINX_KEEPALIVE: servers.nginx_keepalive,
-    HAPROXY: servers.haproxy,
-    NODE_STICKY: servers.node_sticky_session,
-    NODE_SOCKETIO: servers.node_socketio_sticky,
+    NGINX: routers.nginx,
+    NGINX_KEEPALIVE: routers.nginx_keepalive,
+    HAPROXY: routers.haproxy,
+    NODE_STICKY: routers.node_sticky_session,
+    NODE_SOCKETIO: routers.node_socketio_sticky,
 }
 
 ROUTERS = (NGINX, NGINX_KEEPALIVE, HAPROXY, NODE_STICKY, NODE_SOCKETIO)
