@@ -18,6 +18,11 @@ HERE = Path(__file__).resolve().parent
 TICKS = os.sysconf("SC_CLK_TCK")
 SETTLE_SECONDS = 0.5
 
+# A server that has used less than this much of a core for so long has nothing left to do.
+IDLE_CORES = 0.1
+IDLE_SECONDS = 0.05
+BUSY_SECONDS = 10.0
+
 
 class MeasureError(Exception):
     """A measurement can't be taken, or can't be trusted."""
@@ -188,20 +193,21 @@ def failure(process: subprocess.Popen[str], mode: str) -> MeasureError:
 
 
 def sample(load: Load, processes: list[int], routers: list[int], port: int, mode: str, **options: int | str) -> Sample:
-    """Put load on a server and measure.
+    """Put load on a server and measure. When this returns, the server is idle again.
 
     :raises MeasureError: nothing was answered, or a process of the server was replaced meanwhile
     """
-    with load.ready(port, mode, **options) as go:
-        machine, stolen = machine_seconds()
-        before, begin = cpu_seconds(processes), time.monotonic()
-        report = go()
-        elapsed = time.monotonic() - begin
-        try:
+    try:
+        with load.ready(port, mode, **options) as go:
+            machine, stolen = machine_seconds()
+            before, begin = cpu_seconds(processes), time.monotonic()
+            report = go()
+            elapsed = time.monotonic() - begin
             after = cpu_seconds(processes)
-        except OSError as error:
-            raise MeasureError(f"a process of the server went away: {error}") from error
-        machine_after, stolen_after = machine_seconds()
+            machine_after, stolen_after = machine_seconds()
+        settle(processes)
+    except OSError as error:
+        raise MeasureError(f"a process of the server went away: {error}") from error
     used = {pid: after[pid] - before[pid] for pid in processes}
     requests = report["requests"]
     if requests == 0:
@@ -223,6 +229,24 @@ def sample(load: Load, processes: list[int], routers: list[int], port: int, mode
         errors=report["errors"] - report["lost"] + report["unfinished"],
         others_cores=max(0.0, others / elapsed),
     )
+
+
+def settle(pids: Iterable[int]) -> None:
+    """Wait until processes have dealt with what a load has left behind, such as thousands of closed connections.
+
+    One that is never idle is waited for no longer than :data:`BUSY_SECONDS`.
+
+    :raises OSError: a process is gone
+    """
+    pids = list(pids)
+    until = time.monotonic() + BUSY_SECONDS
+    before, since = sum(cpu_seconds(pids).values()), time.monotonic()
+    while time.monotonic() < until:
+        time.sleep(IDLE_SECONDS)
+        after, now = sum(cpu_seconds(pids).values()), time.monotonic()
+        if after - before < IDLE_CORES * (now - since):
+            return
+        before, since = after, now
 
 
 @dataclass(frozen=True)
