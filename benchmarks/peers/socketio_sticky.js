@@ -13,8 +13,8 @@ const sessions = process.argv[4] === 'sessions';
 const server = http.createServer();
 
 if (cluster.isPrimary) {
-  // Its default, which its documentation recommends, counts Engine.IO sessions, of which plain requests have none: all of
-  // them would go to one worker.
+  // Its default, which its documentation recommends, counts Engine.IO sessions. Plain requests have none: all of them
+  // would go to one worker.
   setupPrimary(server, { loadBalancingMethod: sessions ? 'least-connection' : 'round-robin' });
   setupPrimaryAdapter();
   cluster.setupPrimary({ serialization: 'advanced' }); // it sends buffers to its workers
