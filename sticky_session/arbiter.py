@@ -24,7 +24,7 @@ import queue
 import signal
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import gevent
@@ -110,8 +110,7 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
         inherited = bussocket.inherit(os.environ)
         bus_socket = bussocket.listen(options_of(self.cfg), self.cfg, inherited)
         sockets.close([it for it in inherited if it not in bus_socket], unlink=False)
-        # The arbiter that has started this one makes no new sockets as long as both live.
-        first = self._new_generation([*self.LISTENERS, *bus_socket], alone=True)
+        first = self._new_generation([*self.LISTENERS, *bus_socket])
         self._router.close_inherited()
         self._generations = Succession(first, self._workers, self._listeners, self.log)
         self._has_served = False
@@ -163,9 +162,9 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
             # It takes it again for the next subprocess, and would wait for ever if it believed that it still has it.
             gevent.get_hub().loop.reset_sigchld()
 
-    def _new_generation(self, listening: list[Any], *, alone: bool) -> Generation:
+    def _new_generation(self, listening: list[Any], shared: Container[Any] = ()) -> Generation:
         options = options_of(self.cfg)
-        groups = self._router.choose(self.cfg, options, listening, self.num_workers, alone=alone)
+        groups = self._router.choose(self.cfg, options, listening, self.num_workers, shared)
         generation = Generation(copy.copy(self.app), options, self.num_workers, listening, groups)
         for warning in warnings(self.cfg, generation.binds):
             self.log.warning("%s", warning)
@@ -277,7 +276,7 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
             listening += bussocket.listen(options_of(self.app.cfg), self.app.cfg, before)
             self.setup(self.app)
             self._rewrite_pidfile()
-            generation = self._new_generation(listening, alone=self._is_alone())
+            generation = self._new_generation(listening, () if self._is_alone() else before)
         except (Exception, SystemExit) as error:
             # gunicorn has said why before SystemExit.
             reason = "" if isinstance(error, SystemExit) else error

@@ -22,7 +22,7 @@ import contextlib
 import os
 import select
 import time
-from collections.abc import Callable, Iterable, Iterator, MutableMapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, MutableMapping, Sequence
 from socket import AF_INET, AF_INET6, SOCK_STREAM
 from typing import Any, NamedTuple
 
@@ -56,6 +56,15 @@ class Place(NamedTuple):
     bind: Bind
 
 
+class Target(NamedTuple):
+    """The generation that gets what is accepted here."""
+
+    generation: Generation
+    delivery: Delivery
+    # What workers hand back.
+    returned: handoff.Receiver
+
+
 class KernelRouter:
     """All groups, and which generation's workers accept from them.
 
@@ -71,29 +80,28 @@ class KernelRouter:
         self._places: dict[Any, Place] = {}
         # Those that nobody listens on any more.
         self._leaving: list[Place] = []
+        # Looked at at the loop's turns: nothing that is in there is urgent.
         self._poll: select.epoll = _epoll()
         self._refusals = Refusals(self._poll, None)
-        self._generation: Generation | None = None
-        self._delivery: Delivery | None = None
-        self._returned: handoff.Receiver | None = None
+        self._target: Target | None = None
         self._busy = False
 
     # --- groups
 
     def choose(
-        self, cfg: Any, options: Options, listening: Sequence[Any], workers: int, *, alone: bool
+        self, cfg: Any, options: Options, listening: Sequence[Any], workers: int, shared: Container[Any] = ()
     ) -> list[Group | None]:
         """Who routes for a new generation.
 
         :param listening: its sockets
-        :param alone: whether no other arbiter has groups of the same addresses that this one doesn't know of
+        :param shared: those that another arbiter may have siblings of which this one doesn't know of
         :returns: the sockets' groups, None for the bus socket; nothing if the listener routes
         :raises OptionError: the kernel was asked for, and can't
         """
         if options.router == LISTENER:
             return []
         try:
-            return self._join(cfg, options, listening, workers, alone=alone)
+            return self._join(cfg, options, listening, workers, shared)
         except (OSError, StickySessionError) as error:
             if options.router == KERNEL:
                 raise OptionError(f"router={KERNEL}: {error}") from error
@@ -101,7 +109,7 @@ class KernelRouter:
             return []
 
     def _join(
-        self, cfg: Any, options: Options, listening: Sequence[Any], workers: int, *, alone: bool
+        self, cfg: Any, options: Options, listening: Sequence[Any], workers: int, shared: Container[Any]
     ) -> list[Group | None]:
         obstacle = kernel_obstacle(cfg, options)
         if obstacle is not None:
@@ -117,11 +125,11 @@ class KernelRouter:
                 groups.append(None)
                 continue
             place = self._places.get(it)
-            if not alone and (place is None or len(place.group.members) < workers):
+            if it in shared and (place is None or len(place.group.members) < workers):
                 # The kernel numbers sockets as they come, whosever they are.
                 raise PlatformError(
-                    f"workers={workers}: there can't be new listening sockets while another arbiter has some of "
-                    "the same address; end one of the two first"
+                    f"workers={workers}: no sockets can be added while another arbiter listens on the same address; "
+                    "end one of the two first"
                 )
             if place is None:
                 group = Group(it, self._inherited.pop(0) if self._inherited else ())
@@ -188,88 +196,84 @@ class KernelRouter:
     @property
     def is_open(self) -> bool:
         """Whether workers of this arbiter's may accept."""
-        return self._generation is not None and self._generation.table.admits
+        return self._target is not None and self._target.generation.table.admits
 
     def open(self, generation: Generation) -> None:
         """Have the kernel route by a generation's ring, and let its workers accept, and no others."""
-        if self.is_open and self._delivery is not None and self._generation is generation:
-            if self._delivery.ring.workers == generation.ring_size:
+        target = self._target
+        if target is not None and target.generation.table.admits:
+            if target.generation is not generation:
+                target.generation.table.set_admits(False)
+            elif target.delivery.ring.workers == generation.ring_size:
                 return
-        elif self.is_open:
-            self.shut(generation)
-        self._deliver_to(generation)
-        assert self._delivery is not None
-        self._delivery.look_at_slots(time.monotonic())
-        self._attach(self._delivery.ring.owners_without(self._delivery.failover.failed))
+        delivery = self._aim_at(generation)
+        delivery.look_at_slots(time.monotonic())
+        self._attach(generation, delivery)
         generation.table.set_ring(generation.ring_size)
         generation.table.set_admits(True)
         self._log.info("Kernel router ready (slots:%s, pid:%s)", generation.ring_size, os.getpid())
 
     def gather(self, generation: Generation) -> None:
-        """Leave it to a listener to accept, of this arbiter or another, from the first sockets; bring what is in the
-        others' queues to a generation's workers.
+        """Leave it to a listener to accept from the first sockets, and bring what comes to the others to a generation.
+
+        The listener may be another arbiter's.
         """
         if not self._places:
             self.shut()
             return
-        if self._generation is generation and not self.is_open:
-            return
-        self.shut(generation)
-        self._deliver_to(generation)
+        if self._target is not None:
+            if self._target.generation is generation and not self.is_open:
+                return
+            self._target.generation.table.set_admits(False)
+        self._aim_at(generation)
         for group, _ in self._places.values():
             if len(group.members) > 1:
                 attach(group.members[0], ONLY_FIRST)
 
-    def shut(self, upcoming: Generation | None = None) -> None:
-        """Let no worker of this arbiter's accept.
+    def shut(self) -> None:
+        """Let no worker of this arbiter's accept, and accept nothing here."""
+        if self._target is not None:
+            self._target.generation.table.set_admits(False)
+            # Who hangs now is not waited for.
+            self._target.delivery.outbox.refuse_all()
+            self._target = None
 
-        :param upcoming: the generation that gets what has been accepted already, if another is to get it
-        """
-        if self._generation is not None:
-            self._generation.table.set_admits(False)
-            if upcoming is None:
-                # Who hangs now is not waited for.
-                assert self._delivery is not None
-                self._delivery.outbox.refuse_all()
-                self._generation = self._delivery = self._returned = None
-
-    def _deliver_to(self, generation: Generation) -> None:
-        """Deliver to a generation from now on, and what waits, too."""
-        former, delivery = self._generation, self._delivery
+    def _aim_at(self, generation: Generation) -> Delivery:
+        """Deliver to a generation from now on, also what waits here."""
+        former = self._target
         self._refusals.response = refusal_of(generation)
         limit = os.sysconf("SC_OPEN_MAX")
         fair_share = max(1, (limit - SPARE_DESCRIPTORS) // (2 * generation.ring_size))
         queue_size = min(generation.options.queue_size, fair_share)
-        self._generation = generation
-        self._delivery = Delivery(generation, self._poll, queue_size, self._refusals, self._log)
-        self._returned = handoff.Receiver(generation.returns.receiving_end)
-        if former is None or delivery is None:
-            return
-        for slot in range(delivery.outbox.slots):
-            for descriptor, message, affinity in delivery.outbox.withdraw(slot):
-                frame = handoff.Frame(descriptor, *handoff.decode(message))
-                self._deliver(descriptor, former.binds[frame.bind], frame.encode, affinity)
+        delivery = Delivery(generation, self._poll, queue_size, self._refusals, self._log)
+        self._target = Target(generation, delivery, handoff.Receiver(generation.returns.receiving_end))
+        if former is not None:
+            outbox, binds = former.delivery.outbox, former.generation.binds
+            for slot in range(outbox.slots):
+                for descriptor, message, affinity in outbox.withdraw(slot):
+                    frame = handoff.Frame(descriptor, *handoff.decode(message))
+                    self._deliver(self._target, descriptor, binds[frame.bind], frame.encode, affinity)
+        return delivery
 
-    def _deliver(self, descriptor: int, bind: Bind, encode: Callable[[int], bytes], affinity: bytes) -> None:
-        assert self._generation is not None
-        assert self._delivery is not None
-        index = same_bind(bind, self._generation.binds)
+    def _deliver(
+        self, target: Target, descriptor: int, bind: Bind, encode: Callable[[int], bytes], affinity: bytes
+    ) -> None:
+        index = same_bind(bind, target.generation.binds)
         if index is None:
             self._refusals.add(descriptor)
         else:
-            self._delivery.deliver(descriptor, encode(index), affinity)
+            target.delivery.deliver(descriptor, encode(index), affinity)
 
-    def _attach(self, owners: Sequence[int]) -> None:
-        assert self._generation is not None
-        program = _program(owners, self._generation.options)
-        for group in self._generation.groups:
+    def _attach(self, generation: Generation, delivery: Delivery) -> None:
+        """Have the kernel route as deliveries go."""
+        program = _program(delivery.ring.owners_without(delivery.failover.failed), generation.options)
+        for group in generation.groups:
             # There is nothing to choose in a group of one.
-            if group is None or len(group.members) == 1:
-                continue
-            try:
-                attach(group.members[0], program)
-            except PlatformError as error:
-                self._log.error("Workers pass connections on that come to the wrong one: %s", error)
+            if group is not None and len(group.members) > 1:
+                try:
+                    attach(group.members[0], program)
+                except PlatformError as error:
+                    self._log.error("Workers pass on what comes to the wrong one of them: %s", error)
 
     # --- the arbiter's loop
 
@@ -281,37 +285,39 @@ class KernelRouter:
     @property
     def has_connections(self) -> bool:
         """Whether this process has accepted connections that it has not delivered yet."""
-        return bool(self._delivery is not None and self._delivery.outbox) or bool(self._refusals)
+        return bool(self._refusals) or (self._target is not None and bool(self._target.delivery.outbox))
 
     def turn(self) -> None:
-        """Look at slots and queues, and deliver what the workers don't accept."""
-        delivery, generation = self._delivery, self._generation
+        """Look at slots and queues, and deliver what no worker accepts."""
         now = time.monotonic()
         self._busy = False
-        if delivery is not None and generation is not None:
-            if self.is_open:
-                assert self._returned is not None
-                delivery.take_back(self._returned)
-                if delivery.look_at_slots(now):
-                    self._attach(delivery.ring.owners_without(delivery.failover.failed))
-            for place, slot in self._neglected(delivery):
-                self._take_in(place, slot)
-            for place in self._leaving:
-                for slot in range(len(place.group.members)):
-                    self._take_in(place, slot)
-            delivery.tick(now)
-        self._close_leaving()
-        self._handle_events()
-        self._busy = self._busy or bool(self._refusals) or (self.is_open and delivery is not None and delivery.busy)
-
-    def _handle_events(self) -> None:
-        for descriptor, _ in self._poll.poll(0):
-            if self._delivery is not None:
-                self._delivery.handle(descriptor)
-            elif descriptor in self._refusals:
+        if self._target is not None:
+            self._serve(self._target, now)
+        else:
+            for descriptor, _ in self._poll.poll(0):
                 self._refusals.handle(descriptor)
-        if self._delivery is None:
-            self._refusals.sweep(time.monotonic())
+            self._refusals.sweep(now)
+        for group, _ in self._leaving:
+            group.close()
+        self._leaving.clear()
+        self._busy = self._busy or bool(self._refusals)
+
+    def _serve(self, target: Target, now: float) -> None:
+        generation, delivery, returned = target
+        if self.is_open:
+            delivery.take_back(returned)
+            if delivery.look_at_slots(now):
+                self._attach(generation, delivery)
+            self._busy = delivery.failover.any_empty
+        for place, slot in self._neglected(delivery):
+            self._take_in(target, place, slot)
+        for place in self._leaving:
+            for slot in range(len(place.group.members)):
+                self._take_in(target, place, slot)
+        delivery.tick(now)
+        for descriptor, _ in self._poll.poll(0):
+            delivery.handle(descriptor)
+        self._busy = self._busy or bool(delivery.outbox)
 
     def _neglected(self, delivery: Delivery) -> Iterator[tuple[Place, int]]:
         """The queues that no worker takes from, or not fast enough."""
@@ -332,44 +338,38 @@ class KernelRouter:
                 ):
                     yield place, slot
 
-    def _take_in(self, place: Place, slot: int) -> None:
+    def _take_in(self, target: Target, place: Place, slot: int) -> None:
         """Accept what waits for a slot, and deliver it."""
-        assert self._delivery is not None
-        key = self._delivery.masks.key
+        key = target.delivery.masks.key
         try:
             for descriptor, peer in place.group.accept(slot):
-                self._deliver(descriptor, place.bind, handoff.encode, key(peer[0]))
+                self._deliver(target, descriptor, place.bind, handoff.encode, key(peer[0]))
         except OSError as error:
             if error.errno not in DROPPED | EXHAUSTED:
                 raise
             # The next turn goes on.
 
-    def _close_leaving(self) -> None:
-        for group, _ in self._leaving:
-            group.close()
-        self._leaving.clear()
-
     # --- the end
 
     def refuse_all(self) -> None:
         """Deliver nothing any more of what waits here."""
-        if self._delivery is not None:
-            self._delivery.outbox.refuse_all()
+        if self._target is not None:
+            self._target.delivery.outbox.refuse_all()
 
     def close(self) -> None:
         """Close all groups in this process."""
-        for group, _ in self._places.values():
+        for group, _ in (*self._places.values(), *self._leaving):
             group.close()
         self._places.clear()
-        self._close_leaving()
+        self._leaving.clear()
 
     def close_in_child(self, keep: Sequence[Group | None] = ()) -> None:
         """In a child: close what is the arbiter's, and the groups that are not in ``keep``."""
         # First: what is closed from here on would be taken out of the arbiter's, too.
         self._poll.close()
         self._refusals.forget()
-        if self._delivery is not None:
-            self._delivery.outbox.forget()
+        if self._target is not None:
+            self._target.delivery.outbox.forget()
         for group, _ in (*self._places.values(), *self._leaving):
             if group not in keep:
                 group.close()

@@ -6,6 +6,7 @@ import _socket
 import contextlib
 import mmap
 import os
+import select
 import socket
 import time
 from collections.abc import Iterator
@@ -94,6 +95,17 @@ def fill(channel: Channel) -> None:
 
 
 # --- the table
+
+
+def test_admission(table: Table) -> None:
+    """Workers see at once whether they may accept, and can wait for it."""
+
+    def can_be_read() -> bool:
+        return bool(select.select([table.admission], [], [], 0)[0])
+
+    for admits in (False, True, True, False, True):
+        table.set_admits(admits)
+        assert (table.admits, can_be_read()) == (admits, admits)
 
 
 def test_table_begins_empty(table: Table) -> None:

@@ -11,7 +11,7 @@ from signal import SIGHUP, SIGKILL, SIGTERM
 
 import pytest
 
-from harness import APPS, Load, Server, addresses, free_port, get, wait_until
+from harness import APPS, Load, Server, addresses, descriptors, free_port, get, wait_until
 from midway import children_and_zombies
 from pending import UnixClient, is_refused
 from test_upgrade_usr2 import end, upgrade
@@ -28,7 +28,7 @@ class Site:
     :param binds: the first ones
     """
 
-    def __init__(self, place: Path, *binds: str) -> None:
+    def __init__(self, place: Path, *binds: str, router: str = "listener") -> None:
         self._place = place
         self.write()
         self.configure(*binds)
@@ -39,6 +39,7 @@ class Site:
             args=("-c", "site_config.py"),
             env={"PYTHONPATH": os.fspath(APPS), "PYTHONDONTWRITEBYTECODE": "1"},
             cwd=place,
+            router=router,
         )
 
     def write(self, extra: str = "") -> None:
@@ -99,6 +100,23 @@ def test_more_and_fewer_addresses(tmp_path: Path) -> None:
             assert not path.exists()
             load.wait_for(50)
     assert load.failures == []
+
+
+def test_more_and_fewer_addresses_of_the_kernel(tmp_path: Path) -> None:
+    """The same where the kernel routes: sockets that stay keep their queues, and new clients find their slots."""
+    stays, comes = free_port(), free_port()
+    site = Site(tmp_path, f"127.0.0.1:{stays}", router="kernel")
+    with site.server, Load(stays, addresses(20)) as load:
+        held = descriptors(site.server.pid)
+        site.reload(f"127.0.0.1:{comes}", f"127.0.0.1:{stays}")
+        assert server_port(comes) == str(comes)
+        assert server_port(stays) == str(stays)
+        site.reload(f"127.0.0.1:{stays}")
+        assert is_refused(comes)
+        load.wait_for(50)
+        wait_until(lambda: descriptors(site.server.pid) == held, what=f"the arbiter has {held} descriptors again")
+    assert load.failures == []
+    assert all(len(load.slots(address)) == 1 for address in addresses(20))
 
 
 def test_app_that_fails_to_import_on_other_addresses(tmp_path: Path) -> None:
