@@ -495,7 +495,8 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
         try:
             generations.resize(self.num_workers)
         except (OSError, PlatformError) as error:
-            self.log.error("workers=%s: %s", self.num_workers, error)
+            reason = error.strerror if isinstance(error, OSError) else error
+            self.log.error("workers=%s: %s", self.num_workers, reason)
             self.num_workers = current.ring_size
 
     def _note_ready_workers(self) -> None:

@@ -158,7 +158,7 @@ def test_stopped_worker_of_a_user_without_privileges() -> None:
     ("number", "limit", "complaint"),
     [
         (SIGHUP, 48, "Reload failed.*Too many open files"),
-        (SIGHUP, 70, "No worker can be started for slot .: Too many open files"),
+        (SIGHUP, 73, "No worker can be started for slot .: Too many open files"),
         (SIGTTIN, 48, "workers=.*: Too many open files"),
     ],
 )
