@@ -2,13 +2,15 @@
 
 A greenlet that is new costs more than many a request: CPython maps 16 KiB for its frames and unmaps them when it ends.
 So one that has served a connection without ever waiting serves the next one, too, unless somebody could tell: where the
-app has kept a reference to it, linked something to its end, or left something in a thread's locals, it ends, as it
-would have if each connection had its own. It begins with empty context variables each time.
+app has kept a reference to it, be it in a weak collection, linked something to its end, or left something in a thread's
+locals or in an attribute, where tracers keep what belongs to a request, it ends, as it would have if each connection
+had its own. It begins with empty context variables each time.
 """
 
 from __future__ import annotations
 
 import sys
+import weakref
 from typing import Protocol
 
 import gevent
@@ -45,11 +47,23 @@ class Crew:
         gevent.killall(list(self._waiting), timeout=seconds)
 
 
+def _is_known(member: _Member) -> bool:
+    # Weak references without a callback are those by which greenlets know who has spawned them.
+    return (
+        member.has_links()
+        or bool(member.__dict__)
+        or any(each.__callback__ is not None for each in weakref.getweakrefs(member))
+    )
+
+
 class _Member(Greenlet):  # type: ignore[misc]
     """Serves a job each time that it is switched to.
 
     :ivar job: what it is serving
     """
+
+    # What is in its __dict__ is the app's.
+    __slots__ = ("_crew", "job")
 
     def __init__(self, crew: Crew) -> None:
         super().__init__()
@@ -62,10 +76,10 @@ class _Member(Greenlet):  # type: ignore[misc]
             while self.job is not None:
                 references = sys.getrefcount(self)
                 self.job.serve()
-                if self in crew._waiting or self.has_links() or sys.getrefcount(self) != references:
+                if self in crew._waiting or sys.getrefcount(self) != references or _is_known(self):
                     return
                 self.job = None
-                self.gr_context = None
+                self.gr_context = None  # type: ignore[misc]  # It is greenlet's.
                 crew._idle = self
                 crew._hub.switch()
         finally:

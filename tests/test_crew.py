@@ -99,6 +99,49 @@ def test_what_is_left_in_locals(waits: bool) -> None:
     assert run(Crew(), look, look, look) == ["nothing"] * 3
 
 
+def test_what_is_left_in_attributes() -> None:
+    """What tracers keep in the greenlet itself, or by it in a weak dictionary, is not there either."""
+    weak: weakref.WeakKeyDictionary[Any, str] = weakref.WeakKeyDictionary()
+
+    def by_attribute() -> Any:
+        found = getattr(gevent.getcurrent(), "note", "nothing")
+        gevent.getcurrent().note = "left"
+        return found
+
+    def by_weak_reference() -> Any:
+        found = weak.get(gevent.getcurrent(), "nothing")
+        weak[gevent.getcurrent()] = "left"
+        return found
+
+    for look in (by_attribute, by_weak_reference):
+        assert run(Crew(), look, look) == ["nothing"] * 2
+
+
+def test_one_that_has_spawned_others() -> None:
+    """It serves again while they go on."""
+    children = []
+
+    def spawn() -> int:
+        children.append(gevent.spawn(gevent.sleep, 60))
+        return who()
+
+    assert len(set(run(Crew(), spawn, spawn))) == 1
+    gevent.killall(children)
+
+
+def test_a_timeout_that_is_never_closed() -> None:
+    """It does not strike the one that is served next."""
+
+    def leave() -> None:
+        gevent.Timeout(0.02).start()
+
+    def victim() -> str:
+        gevent.sleep(0.1)
+        return "served"
+
+    assert run(Crew(), leave, victim)[1] == "served"
+
+
 @pytest.mark.parametrize("waits", [False, True])
 def test_one_that_somebody_knows(waits: bool) -> None:
     """Whoever has kept a greenlet to end it later, or waits for its end, ends no other job."""
