@@ -172,7 +172,8 @@ class Connection:
             else:
                 rests = self._serve_arrived()
         finally:
-            if rests:
+            # What the app has closed can't be watched.
+            if rests and not self.transport.closed:
                 self._rest()
             else:
                 self._end()
@@ -363,7 +364,11 @@ class Connection:
         if self.phase is Phase.HEAD and not self.transport.secure:
             with contextlib.suppress(OSError):
                 self.transport.send_now(error_response(408))
-        self.transport.cut()
+        if self.phase is Phase.IDLE and self.transport.closed:
+            # By the app, while it rested: nothing tells its watcher.
+            self._end()
+        else:
+            self.transport.cut()
 
     def retire(self) -> None:
         """The worker retires: end what the client can begin again elsewhere, let the rest finish."""

@@ -67,10 +67,20 @@ class Transport:
         return self._raw.getpeername()
 
     @property
+    def closed(self) -> bool:
+        """Whether it is, which an app may have done as well."""
+        return self._raw.fileno() < 0
+
+    @property
     def socket(self) -> Any:
         """gevent's socket, or its TLS socket."""
         if self._waiting is None:
             raw = self._raw
+            if self.closed:
+                # The app has kept what it was given: it gets what it would have.
+                closed = GeventSocket(raw.family, SOCK_STREAM)
+                closed.close()
+                return closed
             self._waiting = GeventSocket(raw.family, SOCK_STREAM, 0, fileno=raw.detach())
             # The app's socket.setdefaulttimeout() is not meant for its clients.
             self._waiting.settimeout(self._timeout)

@@ -13,11 +13,22 @@ def count(kind):
     return sum(isinstance(each, kind) for each in gc.get_objects())
 
 
+class Closing(list):
+    """A response whose connection is closed as soon as it is out."""
+
+    def __init__(self, body, sock):
+        super().__init__([body])
+        self.close = sock.close
+
+
 def app(environ, start_response):
-    """Answer /; and /slow a little later."""
-    if environ["PATH_INFO"] == "/slow":
+    """Answer /; and /slow a little later; close the socket after the response, with /close at once, with /later not."""
+    path, sock = environ["PATH_INFO"], environ["gunicorn.sock"]
+    if path == "/slow":
         gevent.sleep(0.2)
+    if path == "/later":
+        gevent.spawn_later(0.05, lambda: sock.close())
     environ["wsgi.input"].read()
     body = json.dumps({"greenlets": count(_Member), "connections": count(Connection)}).encode()
     start_response("200 OK", [("Content-Length", str(len(body)))])
-    return [body]
+    return Closing(body, sock) if path == "/close" else [body]

@@ -152,6 +152,22 @@ def test_worker_connections() -> None:
             assert third.answer().json()["connections"] == 2
 
 
+@pytest.mark.parametrize("path", ["/close", "/later"])
+def test_app_closes_the_socket(path: str) -> None:
+    """At the end of its response, or while the connection rests: its place is free at its deadline at the latest."""
+    args = ("--worker-connections", "1", "--keep-alive", "1")
+    with Server("greenlets:app", workers=1, args=args) as server:
+        for requests_before in (0, 1):
+            with Wire(server.port) as wire:
+                for _ in range(requests_before):
+                    wire.get()
+                wire.get(path)
+                assert wire.ended()
+                with Wire(server.port) as next_one:
+                    assert next_one.get().status == 200
+        assert "Traceback" not in server.log
+
+
 def test_worker_retires() -> None:
     """TERM ends kept-alive ones at once; a client that has just connected can still send its request."""
     with Server("greenlets:app", workers=1, args=("--keep-alive", "60")) as server:
