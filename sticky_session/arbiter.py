@@ -1,4 +1,4 @@
-"""The arbiter: gunicorn's master process, which also fills numbered slots and watches the listener.
+"""The arbiter: gunicorn's master process, which also fills numbered slots and watches the listener, if there is one.
 
 It runs in gunicorn's loop: :meth:`StickyArbiter.manage_workers` is called at every turn, looks at what there is,
 and takes the next step towards what there should be. Nothing else decides. What it works with:
@@ -8,6 +8,8 @@ and takes the next step towards what there should be. Nothing else decides. What
   booting or holds its slot keeps others from being started for it.
 - The listener is one process, replaced whole whenever its sockets, ring or channels change. The next one is started
   when the former one accepts no more, so that no client is thrown to and fro between the old ring and the new.
+- Where the kernel routes there is no listener: the workers accept, and the arbiter changes the kernel's program; see
+  :mod:`.kernelrouter`.
 - Children ring the doorbell, a pipe with O_ASYNC, when something has changed: SIGIO ends the loop's wait.
 
 An old arbiter and the new one that SIGUSR2 started agree over a socket pair who accepts; see :mod:`.upgrade`.

@@ -1,6 +1,6 @@
 """How generations follow one another, and how one grows and shrinks: the steps, each taken when its time has come.
 
-- ``current`` is the generation that the listener feeds.
+- ``current`` is the generation that the listener feeds, or whose workers accept themselves (:mod:`.kernelrouter`).
 - ``next`` is one being built after SIGHUP. When workers fill all of its slots, the listener is replaced and it becomes
   the current one; if it can't boot, it is abandoned and the current one goes on.
 - ``old`` are those that run dry: their workers are told to stop as soon as the last listener that feeds them is gone,

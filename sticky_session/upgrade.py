@@ -5,6 +5,8 @@ passes one end of a socket pair to the new one through exec. When the new one's 
 the old one stops its listener and, when that accepts no more, says GO; then the new one starts its own. If the new one
 goes away, however it went, its end closes and the old one accepts again; if the old one goes away, the new one need
 not wait any more.
+
+Where the kernel routes, it is the workers who accept, or don't (:mod:`.kernelrouter`); the rest is the same.
 """
 
 from __future__ import annotations

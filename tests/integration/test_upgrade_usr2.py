@@ -11,7 +11,7 @@ from signal import SIGHUP, SIGINT, SIGTERM, SIGTTOU, SIGUSR2
 
 import pytest
 
-from harness import APPS, ROUTERS, Server, addresses, alive, descriptors, get, wait_until
+from harness import APPS, Server, addresses, alive, descriptors, get, wait_until
 from pending import Gate, History, receive, send, stopped, take_turn, unix_send
 
 CLIENTS = addresses(24)
@@ -63,7 +63,7 @@ def watched(server: Server, switches: int) -> Iterator[History]:
     assert all(len(sequence) <= 1 + switches for sequence in sequences.values()), sequences
 
 
-@pytest.mark.parametrize(("door", "router"), [("gunicorn", "listener"), ("serve", "listener"), ("serve", "kernel")])
+@pytest.mark.parametrize(("door", "router"), [("gunicorn", "listener"), ("serve", "kernel")])
 def test_new_arbiter_replaces_the_old_one(door: str, router: str, tmp_path: Path) -> None:
     """USR2, then TERM to the old one: the new one serves alone, with the old one's pid file; no request fails."""
     pid_file = tmp_path / "pid"
@@ -84,11 +84,10 @@ def test_new_arbiter_replaces_the_old_one(door: str, router: str, tmp_path: Path
         assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("router", ROUTERS)
-def test_old_arbiter_takes_the_service_back(router: str, tmp_path: Path) -> None:
+def test_old_arbiter_takes_the_service_back(tmp_path: Path) -> None:
     """USR2, then TERM to the new one: the old one accepts again at once; no request fails; it can be done again."""
     pid_file = tmp_path / "pid"
-    with Server(workers=2, args=["--pid", str(pid_file)], router=router) as server:
+    with Server(workers=2, args=["--pid", str(pid_file)]) as server:
         old, open_before = dict(server.worker_pids), descriptors(server.pid)
         with watched(server, switches=4) as load:
             for _ in range(2):
