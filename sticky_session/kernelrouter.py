@@ -164,6 +164,8 @@ class KernelRouter:
         siblings = [sibling for members in others for sibling in members]
         for sibling in siblings:
             os.set_inheritable(sibling.fileno(), True)
+        # What this arbiter was started with may still be in there.
+        environ.pop(VARIABLE, None)
         if siblings:
             environ[VARIABLE] = ";".join(",".join(str(it.fileno()) for it in members) for members in others)
         try:

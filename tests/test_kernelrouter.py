@@ -221,6 +221,15 @@ def test_next_arbiter(place: Place) -> None:
     younger.close()
 
 
+def test_next_arbiter_without_siblings() -> None:
+    """What this arbiter was started with is not offered to the next one: those descriptors are something else now."""
+    with Place(router="listener") as place:
+        place.generation()
+        environ = {VARIABLE: "1000"}
+        with place.router.offer([place.listening], environ):
+            assert environ == {}
+
+
 # --- who routes
 
 

@@ -11,7 +11,7 @@ import socket
 import struct
 import sys
 from pathlib import Path
-from signal import SIGHUP, SIGKILL, SIGTERM, SIGTTIN, SIGTTOU
+from signal import SIGHUP, SIGKILL, SIGTERM, SIGTTIN, SIGTTOU, SIGUSR2
 
 import pytest
 
@@ -353,6 +353,25 @@ def test_upgrade_to_another_router(first: str, other: str, tmp_path: Path) -> No
         end(new)
     assert load.failures == []
     assert all(load.slots(address) == {slot_of(address, 2)} for address in clients)
+
+
+def test_upgrade_after_an_upgrade_to_the_listener(tmp_path: Path) -> None:
+    """USR2 from the kernel to the listener, and from there to a third arbiter: it is offered no groups, and serves."""
+    config = tmp_path / "config.py"
+    config.write_text("sticky_router = 'kernel'\n")
+    with Server(workers=2, door="serve", args=("-c", os.fspath(config))) as server:
+        config.write_text("sticky_router = 'listener'\n")
+        second = upgrade(server)
+        server.signal(SIGTERM)
+        assert server.wait() == 0
+        server.wait_for(rf"\[{second}\] \[INFO\] Master has been promoted")
+        mark = server.mark()
+        os.kill(second, SIGUSR2)
+        third = int(server.wait_for(r"Listening at: .* \((\d+)\)", after=mark)[1])
+        wait_for_listener_of(server, third, mark)
+        end(second)
+        assert get(server.port).status == 200
+        end(third)
 
 
 def test_upgrade_with_more_workers(tmp_path: Path) -> None:
