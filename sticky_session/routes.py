@@ -57,6 +57,9 @@ class Routes:
         :param message: its frame
         :returns: False if there is no room for it now
         """
+        if slot >= len(self._channels) and self._table.admits:
+            # There is no listener, who would read it at once.
+            return self.hand_back(message, descriptor)
         channel = self._channels[slot] if slot < len(self._channels) else self._returns
         if not _send(channel, message, descriptor):
             return False

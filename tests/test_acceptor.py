@@ -18,6 +18,7 @@ from kernel_place import Log, Place, host
 from sticky_session import handoff
 from sticky_session.acceptor import Acceptor
 from sticky_session.generation import Generation, Seat
+from sticky_session.routes import Routes
 
 
 class Server:
@@ -145,6 +146,24 @@ def test_channel_is_full(place: Place, generation: Generation, server: Server, f
         place.router.open(generation)
         place.router.turn()
     assert place.arrived(generation, 0) == [host(client)]
+
+
+def test_slot_that_came_later(place: Place, generation: Generation, server: Server) -> None:
+    """What belongs to a slot that is newer than the worker goes by the arbiter, which is woken for it."""
+    routes = Routes(server.worker.seat)
+    generation.grow(4)
+    generation.table.fill(3, os.getpid())
+    generation.ring_size = 4
+    place.router.open(generation)
+    client = place.connect(3, slots=4)
+    group = generation.groups[0]
+    assert group is not None
+    ((descriptor, _),) = group.accept(3)
+    assert routes.pass_on(3, handoff.encode(0), descriptor)
+    os.close(descriptor)
+    assert os.read(server.bell, 10) == b"!"
+    place.router.turn()
+    assert place.arrived(generation, 3) == [host(client)]
 
 
 def test_the_last_ones(place: Place, generation: Generation, server: Server) -> None:
