@@ -390,13 +390,16 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
         # The arbiter that started this one may have gone a moment ago.
         self.maybe_promote_master()
         if graceful:
-            # The listener may have ended a moment ago, and connections wait in the kernel's queues for the next one.
-            self._listeners.reap()
+            # The listener may have ended a moment ago, and connections wait in the kernel's queues for the next one. Or
+            # the other arbiter has.
+            self.reap_workers()
             self._route(pause=False)
         for generation in self._generations:
             # Before the listener goes: nobody else takes what workers pass on to slots that are newer than they are.
             generation.table.set_final(True)
-        if graceful and self._router.is_open:
+        if self._router.is_open and not self._is_alone():
+            self._router.hand_over(self._generations.current)
+        elif graceful and self._router.is_open:
             self._router.turn()
             # They accept what waits, and need the sockets for it.
             self._spawn_for_the_rest()

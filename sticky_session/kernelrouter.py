@@ -232,6 +232,18 @@ class KernelRouter:
             if len(group.members) > 1:
                 attach(group.members[0], ONLY_FIRST)
 
+    def hand_over(self, generation: Generation) -> None:
+        """Before the end: another arbiter gets who comes from now on. It may know of the first sockets alone.
+
+        Who has come is a generation's, as with a listener that ends.
+        """
+        self.turn()
+        self.gather(generation)
+        if self._target is not None:
+            for place in self._places.values():
+                self._take_in(self._target, place, 0)
+        self.turn()
+
     def shut(self) -> None:
         """Let no worker of this arbiter's accept, and accept nothing here."""
         if self._target is not None:

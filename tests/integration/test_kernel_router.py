@@ -34,7 +34,7 @@ from harness import (
 from members import members
 from midway import Pending, clients_of
 from node_clients import assert_answered, assert_at_home, node
-from pending import Gate, is_refused, receive, send, stopped, take_turn
+from pending import Gate, client_of, is_refused, receive, send, stopped, take_turn
 from proxying import CLIENTS, home, proxied, served_by
 from sticky_session import ClusterManager, Ring
 from sticky_session.address import Masks
@@ -353,6 +353,31 @@ def test_upgrade_to_another_router(first: str, other: str, tmp_path: Path) -> No
         end(new)
     assert load.failures == []
     assert all(load.slots(address) == {slot_of(address, 2)} for address in clients)
+
+
+@pytest.mark.parametrize("first", ["listener", "kernel"])
+def test_end_of_one_of_two(first: str, tmp_path: Path) -> None:
+    """TERM to a new arbiter: its workers serve those who waited, and leave those who come then to the former one."""
+    config = tmp_path / "config.py"
+    config.write_text(f"sticky_router = {first!r}\n")
+    early, late = clients_of(1, 2, workers=2)
+    with Server(workers=2, door="serve", args=("-c", os.fspath(config))) as server:
+        config.write_text("sticky_router = 'kernel'\n")
+        former = dict(server.worker_pids)
+        new = upgrade(server)
+        slow, quick = (get(server.port, "/", client_of(slot, 2)).json()["pid"] for slot in (0, 1))
+        with stopped(server.pid):
+            with stopped(slow):
+                with stopped(quick):
+                    waited = send(server.port, "/", early)
+                    os.kill(new, SIGTERM)
+                    server.wait_for(rf"\[{new}\] \[INFO\] Handling signal: term")
+                assert receive(waited).json()["pid"] == quick
+                wait_until(lambda: not alive(quick), what="the quick worker is gone")
+                left = send(server.port, "/", late)
+            wait_until(lambda: not alive(slow), what="the slow worker is gone")
+        assert receive(left).json()["pid"] == former[1]
+        wait_until(lambda: not alive(new), what="the new arbiter is gone")
 
 
 def test_upgrade_after_an_upgrade_to_the_listener(tmp_path: Path) -> None:
