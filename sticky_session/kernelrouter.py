@@ -20,6 +20,7 @@ from __future__ import annotations
 import _socket
 import contextlib
 import os
+import resource
 import select
 import time
 from collections.abc import Callable, Container, Iterable, Iterator, MutableMapping, Sequence
@@ -35,7 +36,14 @@ from sticky_session.config import KERNEL, LISTENER, Options
 from sticky_session.delivery import Delivery, refusal_of
 from sticky_session.errors import OptionError, PlatformError, StickySessionError
 from sticky_session.generation import Bind, Generation
-from sticky_session.listener import BEAT_SECONDS, DROPPED, EXHAUSTED, SPARE_DESCRIPTORS, TICK_SECONDS
+from sticky_session.listener import (
+    BEAT_SECONDS,
+    DROPPED,
+    EXHAUSTED,
+    SPARE_DESCRIPTORS,
+    TICK_SECONDS,
+    open_files_limit,
+)
 from sticky_session.refusal import Refusals
 from sticky_session.reuseport import ONLY_FIRST, Group, attach
 from sticky_session.ring import Ring
@@ -85,6 +93,8 @@ class KernelRouter:
         self._refusals = Refusals(self._poll, None)
         self._target: Target | None = None
         self._busy = False
+        # This process needs a higher one; what it starts is to have what it was given.
+        self._soft_limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
 
     # --- groups
 
@@ -168,9 +178,11 @@ class KernelRouter:
         environ.pop(VARIABLE, None)
         if siblings:
             environ[VARIABLE] = ";".join(",".join(str(it.fileno()) for it in members) for members in others)
+        raised = _set_soft_limit(self._soft_limit)
         try:
             yield
         finally:
+            _set_soft_limit(raised)
             environ.pop(VARIABLE, None)
             for sibling in siblings:
                 os.set_inheritable(sibling.fileno(), False)
@@ -256,8 +268,7 @@ class KernelRouter:
         """Deliver to a generation from now on, also what waits here."""
         former = self._target
         self._refusals.response = refusal_of(generation)
-        limit = os.sysconf("SC_OPEN_MAX")
-        fair_share = max(1, (limit - SPARE_DESCRIPTORS) // (2 * generation.ring_size))
+        fair_share = max(1, (open_files_limit() - SPARE_DESCRIPTORS) // (2 * generation.ring_size))
         queue_size = min(generation.options.queue_size, fair_share)
         delivery = Delivery(generation, self._poll, queue_size, self._refusals, self._log)
         self._target = Target(generation, delivery, handoff.Receiver(generation.returns.receiving_end))
@@ -323,7 +334,7 @@ class KernelRouter:
             if delivery.look_at_slots(now):
                 self._attach(generation, delivery)
             self._busy = delivery.failover.any_empty
-        for place, slot in self._neglected(delivery):
+        for place, slot in self._neglected(delivery, generation.options.queue_size):
             self._take_in(target, place, slot)
         for place in self._leaving:
             for slot in range(len(place.group.members)):
@@ -333,7 +344,7 @@ class KernelRouter:
             delivery.handle(descriptor)
         self._busy = self._busy or bool(delivery.outbox)
 
-    def _neglected(self, delivery: Delivery) -> Iterator[tuple[Place, int]]:
+    def _neglected(self, delivery: Delivery, queue_size: int) -> Iterator[tuple[Place, int]]:
         """The queues that no worker takes from, or not fast enough."""
         for place in self._places.values():
             group = place.group
@@ -342,7 +353,8 @@ class KernelRouter:
                 if not waiting:
                     continue
                 self._busy = True
-                most = min(delivery.outbox.most, group.backlog // 2)
+                # Nobody who waits there takes a descriptor.
+                most = min(queue_size, group.backlog // 2)
                 if (
                     not self.is_open
                     or slot >= delivery.ring.workers
@@ -381,6 +393,7 @@ class KernelRouter:
         """In a child: close what is the arbiter's, and the groups that are not in ``keep``."""
         # First: what is closed from here on would be taken out of the arbiter's, too.
         self._poll.close()
+        _set_soft_limit(self._soft_limit)
         self._refusals.forget()
         if self._target is not None:
             self._target.delivery.outbox.forget()
@@ -388,6 +401,16 @@ class KernelRouter:
             if group not in keep:
                 group.close()
         self.close_inherited()
+
+
+def _set_soft_limit(descriptors: int) -> int:
+    """Limit the descriptors of this process, and of what it starts from now on.
+
+    :returns: the limit before
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (descriptors, hard))
+    return soft
 
 
 def _program(owners: Sequence[int], options: Options) -> list[Any]:

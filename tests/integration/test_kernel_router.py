@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import resource
 import socket
 import struct
 import sys
@@ -258,6 +259,27 @@ def test_killed_workers_under_load() -> None:
         assert load.failures == []
         assert all(len(load.pids(address)) == 1 for address in others)
         wait_until(lambda: descriptors(server.pid) == census, what=f"the arbiter has {census} descriptors again")
+
+
+def limit_of(pid: int) -> int:
+    """How many descriptors a process may have."""
+    return resource.prlimit(pid, resource.RLIMIT_NOFILE)[0]
+
+
+@pytest.mark.skipif(resource.getrlimit(resource.RLIMIT_NOFILE)[1] <= 1024, reason="needs a higher hard limit")
+def test_burst_with_few_descriptors() -> None:
+    """A soft limit on open files makes no queue shorter, and holds for workers and for the next arbiter."""
+    prefix = ("prlimit", "--nofile=1024:")
+    with Server(workers=8, router="kernel", prefix=prefix) as server:
+        with stopped(server.worker_pids[3]):
+            # Many for a worker that is away for a moment, and few for `--queue-size`.
+            waiting = [send(server.port, "/", address) for address in clients_of(3, 400, workers=8)]
+            take_turn(server, server.pid)
+        assert {receive(it).status for it in waiting} == {200}
+        assert {limit_of(pid) for pid in server.worker_pids.values()} == {1024}
+        new = upgrade(server)
+        assert {limit_of(pid) for pid in children(new)} == {1024}
+        end(new)
 
 
 def test_ring_changes_while_clients_wait() -> None:
