@@ -31,7 +31,9 @@ from typing import Any
 
 from sticky_session.errors import PlatformError
 
-# asm-generic/socket.h. Python has no name for it.
+# asm-generic/socket.h. Python has no names for them.
+_SO_ATTACH_FILTER = 26
+_SO_DETACH_FILTER = 27
 _SO_ATTACH_REUSEPORT_CBPF = 51
 # linux/tcp.h: where struct tcp_info has tcpi_unacked and tcpi_sacked; of a listening socket these are how many
 # connections wait, and how many may (net/ipv4/tcp.c, tcp_get_info).
@@ -43,6 +45,8 @@ _COPIED = ((SOL_SOCKET, SO_REUSEADDR), (SOL_SOCKET, SO_KEEPALIVE), (IPPROTO_TCP,
 
 # BPF_RET | BPF_K: everybody goes to the first socket.
 ONLY_FIRST = ((0x06, 0, 0, 0),)
+# The same of a socket's own filter: it takes 0 bytes of every packet, which drops it.
+_DEAF = ((0x06, 0, 0, 0),)
 
 
 def attach(sock: Any, program: Sequence[tuple[int, int, int, int]]) -> None:
@@ -52,13 +56,8 @@ def attach(sock: Any, program: Sequence[tuple[int, int, int, int]]) -> None:
     :param program: classic BPF, (code, jt, jf, k) for each instruction; it returns the socket's number
     :raises PlatformError: the kernel doesn't take it
     """
-    # struct sock_filter and struct sock_fprog, linux/filter.h.
-    packed = b"".join(struct.pack("HBBI", *instruction) for instruction in program)
-    instructions = ctypes.create_string_buffer(packed, len(packed))
     try:
-        sock.setsockopt(
-            SOL_SOCKET, _SO_ATTACH_REUSEPORT_CBPF, struct.pack("HP", len(program), ctypes.addressof(instructions))
-        )
+        _set_program(sock, _SO_ATTACH_REUSEPORT_CBPF, program)
     except OSError as error:
         # The program takes more of it than its own size: the kernel translates it.
         cure = "raise the sysctl net.core.optmem_max, or " if error.errno == errno.ENOMEM else ""
@@ -66,6 +65,13 @@ def attach(sock: Any, program: Sequence[tuple[int, int, int, int]]) -> None:
             f"the kernel refuses the router's program of {len(program)} instructions: {error.strerror}; "
             f"expected Linux 4.6 or newer, and sockets with SO_REUSEPORT; {cure}use the listener"
         ) from error
+
+
+def _set_program(sock: Any, option: int, program: Sequence[tuple[int, int, int, int]]) -> None:
+    # struct sock_filter and struct sock_fprog, linux/filter.h.
+    packed = b"".join(struct.pack("HBBI", *instruction) for instruction in program)
+    instructions = ctypes.create_string_buffer(packed, len(packed))
+    sock.setsockopt(SOL_SOCKET, option, struct.pack("HP", len(program), ctypes.addressof(instructions)))
 
 
 class Group:
@@ -87,15 +93,24 @@ class Group:
         """Have sockets for ``slots`` slots. A new one gets no connections before a program names it.
 
         :raises OSError: there can't be so many
+        :raises PlatformError: there can't be a program
         """
+        first = self.members[0]
+        if slots > 1 and len(self.members) == 1:
+            # Only now: a group of one is what the socket was before.
+            first.setsockopt(SOL_SOCKET, SO_REUSEPORT, 1)
+            # There was no group that could have a program before. Until it has one the second socket must get nobody,
+            # for whom there may be no worker for long: a SYN that is dropped comes again in a second.
+            second = _sibling(first, _DEAF)
+            try:
+                attach(first, ONLY_FIRST)
+                second.setsockopt(SOL_SOCKET, _SO_DETACH_FILTER, 0)
+            except BaseException:
+                second.close()
+                raise
+            self.members.append(second)
         while len(self.members) < slots:
-            if len(self.members) == 1:
-                # Only now: a group of one is what the socket was before.
-                self.members[0].setsockopt(SOL_SOCKET, SO_REUSEPORT, 1)
-            self.members.append(_sibling(self.members[0]))
-            if len(self.members) == 2:
-                # There was no group that could have a program before.
-                attach(self.members[0], ONLY_FIRST)
+            self.members.append(_sibling(first))
 
     def waiting(self, slot: int) -> int:
         """How many connections wait to be accepted for a slot."""
@@ -127,8 +142,11 @@ class Group:
                 member.close()
 
 
-def _sibling(first: _socket.socket) -> _socket.socket:
-    """A socket that listens as another one does, in its group."""
+def _sibling(first: _socket.socket, packets: Sequence[tuple[int, int, int, int]] = ()) -> _socket.socket:
+    """A socket that listens as another one does, in its group.
+
+    :param packets: the program of its own filter (socket(7), SO_ATTACH_FILTER)
+    """
     sock = _socket.socket(first.family, SOCK_STREAM)
     try:
         for level, option in _COPIED:
@@ -140,6 +158,8 @@ def _sibling(first: _socket.socket) -> _socket.socket:
             sock.setsockopt(SOL_SOCKET, SO_BINDTODEVICE, device)
         sock.setsockopt(SOL_SOCKET, SO_REUSEPORT, 1)
         sock.setblocking(False)
+        if packets:
+            _set_program(sock, _SO_ATTACH_FILTER, packets)
         sock.bind(first.getsockname())
         sock.listen(_queue(first)[1])
     except BaseException:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import socket
+import time
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
+from sticky_session import PlatformError, reuseport
 from sticky_session.reuseport import Group
 
 OPTIONS = [
@@ -66,6 +69,42 @@ def test_new_siblings_get_nobody() -> None:
         for descriptor, _ in accepted:
             socket.close(descriptor)
         assert group.waiting(0) == 0
+
+
+def test_before_there_is_a_program(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who comes while a group has no program yet is the first one's all the same, if a second later."""
+    attach = reuseport.attach
+    with group_at("127.0.0.1") as (first, group), contextlib.ExitStack() as stack:
+
+        def attach_late(*args: Any) -> None:
+            for _ in range(7):
+                client = stack.enter_context(socket.socket())
+                client.setblocking(False)
+                client.connect_ex(first.getsockname())
+            attach(*args)
+
+        monkeypatch.setattr(reuseport, "attach", attach_late)
+        group.grow(2)
+        deadline = time.monotonic() + 10
+        while group.waiting(0) < 7 and time.monotonic() < deadline:
+            time.sleep(0.02)
+        assert [group.waiting(slot) for slot in range(2)] == [7, 0]
+
+
+def test_no_program(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where there can't be a program there is no second socket, which would get half of the clients."""
+
+    def refuse(*_: Any) -> None:
+        raise PlatformError("no")
+
+    monkeypatch.setattr(reuseport, "attach", refuse)
+    with group_at("127.0.0.1") as (first, group), contextlib.ExitStack() as stack:
+        with pytest.raises(PlatformError):
+            group.grow(2)
+        for _ in range(6):
+            stack.enter_context(socket.create_connection(first.getsockname()))
+        assert len(group.members) == 1
+        assert group.waiting(0) == 6
 
 
 def test_close() -> None:
