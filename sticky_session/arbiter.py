@@ -145,7 +145,7 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
     def _leave(self, listening: Iterable[Any]) -> None:
         """Listen on some sockets no longer; who waits there is served."""
         for it in listening:
-            self._router.drop(it)
+            self._router.drop(it, everywhere=self._is_alone())
             self._close_sockets([it])
 
     def _rung(self, *_: object) -> None:

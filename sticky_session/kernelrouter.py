@@ -88,6 +88,8 @@ class KernelRouter:
         self._places: dict[Any, Place] = {}
         # Those that nobody listens on any more.
         self._leaving: list[Place] = []
+        # The groups among them that are to be of no use to any process.
+        self._ending: list[Group] = []
         # Looked at at the loop's turns: nothing that is in there is urgent.
         self._poll: select.epoll = _epoll()
         self._refusals = Refusals(self._poll, None)
@@ -187,11 +189,16 @@ class KernelRouter:
             for sibling in siblings:
                 os.set_inheritable(sibling.fileno(), False)
 
-    def drop(self, listening: Any) -> None:
-        """Nobody listens on a socket any more: close its group when what waits has been taken."""
+    def drop(self, listening: Any, *, everywhere: bool = False) -> None:
+        """Nobody listens on a socket any more: close its group when what waits has been taken.
+
+        :param everywhere: also where other processes have it open, as former workers do that hang
+        """
         place = self._places.pop(listening, None)
         if place is not None:
             self._leaving.append(place)
+            if everywhere:
+                self._ending.append(place.group)
 
     def prune(self, generations: Iterable[Generation]) -> None:
         """Close the groups that no generation has: now a listener accepts there, or nothing was to come of them."""
@@ -322,6 +329,9 @@ class KernelRouter:
             for descriptor, _ in self._poll.poll(0):
                 self._refusals.handle(descriptor)
             self._refusals.sweep(now)
+        for group in self._ending:
+            group.end()
+        self._ending.clear()
         for group, _ in self._leaving:
             group.close()
         self._leaving.clear()

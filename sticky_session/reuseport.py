@@ -18,6 +18,7 @@ from socket import (
     IPPROTO_IPV6,
     IPPROTO_TCP,
     IPV6_V6ONLY,
+    SHUT_RDWR,
     SO_BINDTODEVICE,
     SO_KEEPALIVE,
     SO_REUSEADDR,
@@ -131,6 +132,12 @@ class Group:
                 yield self.members[slot]._accept()  # type: ignore[attr-defined]  # without a socket object around it
             except BlockingIOError:
                 return
+
+    def end(self) -> None:
+        """Listen no more, in no process: those who still wait are reset."""
+        for member in self.members:
+            # shutdown(2) has a listening socket closed for all who have it.
+            member.shutdown(SHUT_RDWR)
 
     def close(self, keep: int | None = None) -> None:
         """Close the sockets in this process.

@@ -29,6 +29,7 @@ from harness import (
     command_line,
     connect,
     descriptors,
+    free_port,
     get,
     wait_until,
 )
@@ -233,6 +234,28 @@ def test_router_changes_with_a_reload(tmp_path: Path) -> None:
         assert load.failures == []
         assert all(load.slots(address) == {slot_of(address, 3)} for address in clients)
         wait_until(lambda: descriptors(server.pid) == census, what=f"the arbiter has {census} descriptors again")
+
+
+def test_address_that_goes_while_a_worker_hangs(tmp_path: Path) -> None:
+    """An address that a reload takes away is refused at once, also where a former worker has it open for long."""
+    config = tmp_path / "config.py"
+    stays, goes = free_port(), free_port()
+    config.write_text(f"bind = ['127.0.0.1:{stays}', '127.0.0.1:{goes}']\n")
+    args = ("-c", os.fspath(config))
+    with Server(workers=2, door="serve", args=args, bind=(), ready=False, router="kernel") as server:
+        server.wait_for("Worker ready", count=2)
+        client = clients_of(1, 1, workers=2)[0]
+        with stopped(server.worker_pids[1]):
+            waiting = send(goes, "/", client)
+            config.write_text(f"bind = ['127.0.0.1:{stays}']\n")
+            mark = server.mark()
+            server.signal(SIGHUP)
+            server.wait_for_ring(after=mark)
+            take_turn(server, server.pid)
+            assert receive(waiting).json()["slot"] == 1
+            with pytest.raises(ConnectionRefusedError):
+                connect(goes, client)
+        assert get(stays).status == 200
 
 
 # --- what survives
