@@ -15,6 +15,7 @@ import struct
 from collections.abc import Iterable, Iterator, Sequence
 from socket import (
     AF_INET6,
+    IPPROTO_IP,
     IPPROTO_IPV6,
     IPPROTO_TCP,
     IPV6_V6ONLY,
@@ -32,10 +33,10 @@ from typing import Any
 
 from sticky_session.errors import PlatformError
 
-# asm-generic/socket.h. Python has no names for them.
-_SO_ATTACH_FILTER = 26
-_SO_DETACH_FILTER = 27
+# asm-generic/socket.h, linux/in.h, linux/in6.h. Python has no names for them.
 _SO_ATTACH_REUSEPORT_CBPF = 51
+_IP_MINTTL = 21
+_IPV6_MINHOPCOUNT = 73
 # linux/tcp.h: where struct tcp_info has tcpi_unacked and tcpi_sacked; of a listening socket these are how many
 # connections wait, and how many may (net/ipv4/tcp.c, tcp_get_info).
 _QUEUE = struct.Struct("24x2I")
@@ -46,8 +47,6 @@ _COPIED = ((SOL_SOCKET, SO_REUSEADDR), (SOL_SOCKET, SO_KEEPALIVE), (IPPROTO_TCP,
 
 # BPF_RET | BPF_K: everybody goes to the first socket.
 ONLY_FIRST = ((0x06, 0, 0, 0),)
-# The same of a socket's own filter: it takes 0 bytes of every packet, which drops it.
-_DEAF = ((0x06, 0, 0, 0),)
 
 
 def attach(sock: Any, program: Sequence[tuple[int, int, int, int]]) -> None:
@@ -57,8 +56,13 @@ def attach(sock: Any, program: Sequence[tuple[int, int, int, int]]) -> None:
     :param program: classic BPF, (code, jt, jf, k) for each instruction; it returns the socket's number
     :raises PlatformError: the kernel doesn't take it
     """
+    # struct sock_filter and struct sock_fprog, linux/filter.h.
+    packed = b"".join(struct.pack("HBBI", *instruction) for instruction in program)
+    instructions = ctypes.create_string_buffer(packed, len(packed))
     try:
-        _set_program(sock, _SO_ATTACH_REUSEPORT_CBPF, program)
+        sock.setsockopt(
+            SOL_SOCKET, _SO_ATTACH_REUSEPORT_CBPF, struct.pack("HP", len(program), ctypes.addressof(instructions))
+        )
     except OSError as error:
         # The program takes more of it than its own size: the kernel translates it.
         cure = "raise the sysctl net.core.optmem_max, or " if error.errno == errno.ENOMEM else ""
@@ -66,13 +70,6 @@ def attach(sock: Any, program: Sequence[tuple[int, int, int, int]]) -> None:
             f"the kernel refuses the router's program of {len(program)} instructions: {error.strerror}; "
             f"expected Linux 4.6 or newer, and sockets with SO_REUSEPORT; {cure}use the listener"
         ) from error
-
-
-def _set_program(sock: Any, option: int, program: Sequence[tuple[int, int, int, int]]) -> None:
-    # struct sock_filter and struct sock_fprog, linux/filter.h.
-    packed = b"".join(struct.pack("HBBI", *instruction) for instruction in program)
-    instructions = ctypes.create_string_buffer(packed, len(packed))
-    sock.setsockopt(SOL_SOCKET, option, struct.pack("HP", len(program), ctypes.addressof(instructions)))
 
 
 class Group:
@@ -102,10 +99,10 @@ class Group:
             first.setsockopt(SOL_SOCKET, SO_REUSEPORT, 1)
             # There was no group that could have a program before. Until it has one the second socket must get nobody,
             # for whom there may be no worker for long: a SYN that is dropped comes again in a second.
-            second = _sibling(first, _DEAF)
+            second = _sibling(first, least_ttl=255)
             try:
                 attach(first, ONLY_FIRST)
-                second.setsockopt(SOL_SOCKET, _SO_DETACH_FILTER, 0)
+                _hear_from(second, 0)
             except BaseException:
                 second.close()
                 raise
@@ -149,10 +146,10 @@ class Group:
                 member.close()
 
 
-def _sibling(first: _socket.socket, packets: Sequence[tuple[int, int, int, int]] = ()) -> _socket.socket:
+def _sibling(first: _socket.socket, least_ttl: int = 0) -> _socket.socket:
     """A socket that listens as another one does, in its group.
 
-    :param packets: the program of its own filter (socket(7), SO_ATTACH_FILTER)
+    :param least_ttl: see :func:`_hear_from`
     """
     sock = _socket.socket(first.family, SOCK_STREAM)
     try:
@@ -165,14 +162,24 @@ def _sibling(first: _socket.socket, packets: Sequence[tuple[int, int, int, int]]
             sock.setsockopt(SOL_SOCKET, SO_BINDTODEVICE, device)
         sock.setsockopt(SOL_SOCKET, SO_REUSEPORT, 1)
         sock.setblocking(False)
-        if packets:
-            _set_program(sock, _SO_ATTACH_FILTER, packets)
+        if least_ttl:
+            _hear_from(sock, least_ttl)
         sock.bind(first.getsockname())
         sock.listen(_queue(first)[1])
     except BaseException:
         sock.close()
         raise
     return sock
+
+
+def _hear_from(sock: _socket.socket, least_ttl: int) -> None:
+    """Drop what has made too many hops: ip(7), IP_MINTTL. Hardly any packet has 255 left, not even from this machine.
+
+    A filter of its own (SO_ATTACH_FILTER) would say it better, but not every user may set one.
+    """
+    sock.setsockopt(IPPROTO_IP, _IP_MINTTL, least_ttl)
+    if sock.family == AF_INET6:
+        sock.setsockopt(IPPROTO_IPV6, _IPV6_MINHOPCOUNT, least_ttl)
 
 
 def _queue(listening: _socket.socket) -> tuple[int, int]:

@@ -71,16 +71,18 @@ def test_new_siblings_get_nobody() -> None:
         assert group.waiting(0) == 0
 
 
-def test_before_there_is_a_program(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("host", "client"), [("127.0.0.1", "127.0.0.1"), ("::", "127.0.0.1"), ("::", "::1")])
+def test_before_there_is_a_program(host: str, client: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Who comes while a group has no program yet is the first one's all the same, if a second later."""
     attach = reuseport.attach
-    with group_at("127.0.0.1") as (first, group), contextlib.ExitStack() as stack:
+    family = socket.AF_INET6 if ":" in client else socket.AF_INET
+    with group_at(host) as (first, group), contextlib.ExitStack() as stack:
 
         def attach_late(*args: Any) -> None:
             for _ in range(7):
-                client = stack.enter_context(socket.socket())
-                client.setblocking(False)
-                client.connect_ex(first.getsockname())
+                sock = stack.enter_context(socket.socket(family))
+                sock.setblocking(False)
+                sock.connect_ex((client, first.getsockname()[1]))
             attach(*args)
 
         monkeypatch.setattr(reuseport, "attach", attach_late)

@@ -45,7 +45,7 @@ def text(option: Option, number: int) -> str:
         # None where there is no bus.
         "bus_socket": f"/bus{number}" if number % 2 else "off",
         "bus_socket_mode": f"60{number}",
-        "router": "auto" if number % 2 else "listener",
+        "router": ("listener", "kernel", "auto")[number % 3],
     }
     return texts.get(option.name, str(number))
 
