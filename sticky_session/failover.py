@@ -46,10 +46,11 @@ class Failover:
         )
         if failed == self.failed:
             return False
-        for slot in sorted(failed - self.failed):
-            self._log.warning("Slot %s is empty for more than %g s: its clients go to other slots", slot, self._seconds)
-        for slot in sorted(self.failed - failed):
-            self._log.info("Slot %s is back", slot)
-        self.failed = failed
+        former, self.failed = self.failed, failed
+        # Before it is said: whoever reads that can count on it.
         table.set_failed(failed, self._workers)
+        for slot in sorted(failed - former):
+            self._log.warning("Slot %s is empty for more than %g s: its clients go to other slots", slot, self._seconds)
+        for slot in sorted(former - failed):
+            self._log.info("Slot %s is back", slot)
         return True
