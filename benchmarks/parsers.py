@@ -139,6 +139,7 @@ def their_head(data: bytes) -> Head:
     return Head(
         str(parser.get_method(), "latin-1"),
         target,
+        "",
         path,
         query,
         "HTTP/" + parser.get_http_version(),
