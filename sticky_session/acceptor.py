@@ -156,11 +156,15 @@ class Acceptor:
 
     def _pass_on(self, slot: int, bind: int, descriptor: int) -> None:
         message = handoff.encode(bind)
-        if self._try(slot, message, descriptor):
-            handoff.close(descriptor)
-            return
-        self.passing_on += 1
-        gevent.spawn(self._pass_on_later, slot, message, descriptor)
+        waits = False
+        try:
+            waits = not self._try(slot, message, descriptor)
+        finally:
+            if not waits:
+                handoff.close(descriptor)
+        if waits:
+            self.passing_on += 1
+            gevent.spawn(self._pass_on_later, slot, message, descriptor)
 
     def _pass_on_later(self, slot: int, message: bytes, descriptor: int) -> None:
         deadline = time.monotonic() + PASS_ON_SECONDS

@@ -166,6 +166,23 @@ def test_slot_that_came_later(place: Place, generation: Generation, server: Serv
     assert place.arrived(generation, 3) == [host(client)]
 
 
+def test_channel_breaks(place: Place, generation: Generation, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where sending fails for good, the connection ends, and nothing of it is left."""
+
+    def fail(*_: object) -> bool:
+        raise BrokenPipeError
+
+    place.router.open(generation)
+    client = place.connect(1)
+    generation.table.set_ring(1)
+    monkeypatch.setattr(server.acceptor._routes, "pass_on", fail)
+    with pytest.raises(BrokenPipeError):
+        server.take(server.acceptor.sources()[0])
+    client.settimeout(5)
+    assert client.recv(1) == b""
+    assert server.acceptor.passing_on == 0
+
+
 def test_the_last_ones(place: Place, generation: Generation, server: Server) -> None:
     """A worker that drains takes what waits, and closes its copy of the socket at once."""
     place.router.open(generation)
