@@ -1,8 +1,8 @@
 """What every integration test starts the real thing with: processes, client addresses, waiting for events.
 
-A process is started in a session of its own and its log (stdout and stderr together) is read line by line
-by a thread. A test never sleeps: it waits for a line of the log, for a reply, or, where there is no event to
-wait for, with :func:`wait_until`. Typical use::
+A process is started in a session of its own and its log (stdout and stderr together) is read line by line; who
+asks for lines gets all that were written before. A test never sleeps: it waits for a line of the log, for a reply,
+or, where there is no event to wait for, with :func:`wait_until`. Typical use::
 
     with Server("whoami:app", workers=4) as server:
         before = get(server.port, "/", address="127.0.0.7").json()
@@ -24,6 +24,7 @@ import json
 import os
 import random
 import re
+import select
 import socket
 import ssl
 import subprocess
@@ -424,8 +425,9 @@ class Process:
         self._env = _environment(env or {})
         self._cwd = cwd
         self._lines: list[str] = []
+        self._line = b""  # what has come of the next one
         self._changed = threading.Condition()
-        self._ended = False
+        self._ended = True
         self._popen: subprocess.Popen[bytes] | None = None
         self._reader: threading.Thread | None = None
 
@@ -449,10 +451,12 @@ class Process:
             os.close(write_end)
             raise
         self._log_is_passed(write_end)
+        os.set_blocking(read_end, False)
+        self._log_end = read_end
         self._ended = False
         if self not in STARTED:
             STARTED.append(self)
-        self._reader = threading.Thread(target=self._read, args=(read_end,), name=f"log of {self.pid}", daemon=True)
+        self._reader = threading.Thread(target=self._read, name=f"log of {self.pid}", daemon=True)
         self._reader.start()
         try:
             self._wait_ready()
@@ -473,14 +477,28 @@ class Process:
     def _wait_ready(self) -> None:
         """Return once the test can begin; subclasses wait for their lines."""
 
-    def _read(self, read_end: int) -> None:
-        with open(read_end, "rb") as log:
-            for raw in log:
-                with self._changed:
-                    self._lines.append(raw.decode(errors="replace").rstrip("\n"))
-                    self._changed.notify_all()
-        with self._changed:
-            self._ended = True
+    def _read(self) -> None:
+        arrival = select.poll()
+        arrival.register(self._log_end, select.POLLIN)
+        try:
+            while not self.closed:
+                arrival.poll()
+        finally:
+            os.close(self._log_end)
+
+    def _take_in(self) -> None:
+        """Read what has been written to the log; who asks for lines does so first, for the thread may be late."""
+        while not self._ended:
+            try:
+                piece = os.read(self._log_end, 65536)
+            except BlockingIOError:
+                return
+            *lines, self._line = (self._line + piece).split(b"\n")
+            if not piece:
+                self._ended = True
+                if self._line:
+                    lines, self._line = [self._line], b""
+            self._lines.extend(line.decode(errors="replace") for line in lines)
             self._changed.notify_all()
 
     @property
@@ -564,6 +582,7 @@ class Process:
     def closed(self) -> bool:
         """Whether its log has come to its end, so that nothing of it can run any more."""
         with self._changed:
+            self._take_in()
             return self._ended
 
     # log
@@ -572,16 +591,19 @@ class Process:
     def log(self) -> str:
         """All of the log so far."""
         with self._changed:
+            self._take_in()
             return "\n".join(self._lines)
 
     def lines(self, after: int = 0) -> list[str]:
         """The lines of the log, or those after a :meth:`mark`."""
         with self._changed:
+            self._take_in()
             return self._lines[after:]
 
     def mark(self) -> int:
         """A place in the log: everything after it is still to come."""
         with self._changed:
+            self._take_in()
             return len(self._lines)
 
     def find(self, regex: str, after: int = 0) -> list[re.Match[str]]:
@@ -743,7 +765,7 @@ class Daemon(Server):
         return [*front, "--daemon", "--error-logfile", f"/proc/{os.getpid()}/fd/{log}", app]
 
     def _log_is_passed(self, log: int) -> None:
-        self._log = log
+        self._log: int | None = log
 
     def _wait_ready(self) -> None:
         super()._wait_ready()
@@ -775,8 +797,9 @@ class Daemon(Server):
         return self._status
 
     def _close(self) -> None:
-        with contextlib.suppress(OSError):  # EBADF: closed before
+        if self._log is not None:
             os.close(self._log)
+            self._log = None
         super()._close()
 
 
