@@ -5,15 +5,18 @@ from __future__ import annotations
 import contextlib
 import http.client
 import json
+import os
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from signal import SIGKILL
 from types import TracebackType
 from typing import Any
 
 import websocket
 
-from harness import Client, Response, addresses, connect, get
+from harness import Client, Response, Server, addresses, connect, get
+from pending import stopped
 from sticky_session import Ring
 
 
@@ -66,6 +69,23 @@ class Pending:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
+
+
+def kill_while_clients_wait(
+    server: Server, slot: int, clients: Sequence[str], wait_until_there: Callable[[], object]
+) -> None:
+    """Kill a slot's worker while its clients wait for it: all are answered by the one that replaces it.
+
+    :param wait_until_there: returns when their requests are where they wait for the slot's worker
+    """
+    killed, mark = server.worker_pids[slot], server.mark()
+    with stopped(killed), contextlib.ExitStack() as stack:
+        waiting = [stack.enter_context(Pending(server.port, address)) for address in clients]
+        wait_until_there()
+        os.kill(killed, SIGKILL)
+        replacement = server.wait_for_worker(slot, after=mark)
+        answers = [pending.answer().json() for pending in waiting]
+    assert {(who["slot"], who["pid"]) for who in answers} == {(slot, replacement)}
 
 
 class Sessions:

@@ -5,7 +5,6 @@ What holds whoever routes is tested for both routers where it is tested: reloads
 
 from __future__ import annotations
 
-import contextlib
 import os
 import resource
 import socket
@@ -34,7 +33,7 @@ from harness import (
     wait_until,
 )
 from members import members
-from midway import Pending, clients_of
+from midway import clients_of, kill_while_clients_wait
 from node_clients import assert_answered, assert_at_home, node
 from pending import Gate, client_of, is_refused, receive, send, stopped, take_turn
 from proxying import CLIENTS, home, proxied, served_by
@@ -267,17 +266,14 @@ def test_killed_workers_under_load() -> None:
     own = clients_of(victim, 20, workers=4)
     others = [address for slot in (0, 2, 3) for address in clients_of(slot, 8, workers=4)]
     with Server(workers=4, router="kernel") as server:
+
+        def wait_until_queued() -> None:
+            wait_until(lambda: waiting_at(server.port) >= len(own), what="all wait")
+
         census = descriptors(server.pid)
         with Load(server.port, others, threads=2) as load:
             for _ in range(2):
-                killed, mark = server.worker_pids[victim], server.mark()
-                with stopped(killed), contextlib.ExitStack() as stack:
-                    waiting = [stack.enter_context(Pending(server.port, address)) for address in own]
-                    wait_until(lambda: waiting_at(server.port) >= len(own), what="all wait")
-                    os.kill(killed, SIGKILL)
-                    replacement = server.wait_for_worker(victim, after=mark)
-                    answers = [pending.answer().json() for pending in waiting]
-                assert {(who["slot"], who["pid"]) for who in answers} == {(victim, replacement)}
+                kill_while_clients_wait(server, victim, own, wait_until_queued)
             load.wait_for(50)
         assert load.failures == []
         assert all(len(load.pids(address)) == 1 for address in others)

@@ -18,6 +18,7 @@ from midway import (
     ask,
     children_and_zombies,
     clients_of,
+    kill_while_clients_wait,
     wait_until_handed_off,
     websocket_to,
 )
@@ -119,15 +120,7 @@ def test_killed_worker_twenty_times() -> None:
             with Load(server.port, others, threads=2) as load:
                 listener = server.listener_pid
                 for _ in range(20):
-                    killed = server.worker_pids[victim]
-                    mark = server.mark()
-                    with stopped(killed), contextlib.ExitStack() as stack:
-                        waiting = [stack.enter_context(Pending(server.port, address)) for address in own]
-                        wait_until_handed_off(server.port, others[0])
-                        os.kill(killed, SIGKILL)
-                        replacement = server.wait_for_worker(victim, after=mark)
-                        answers = [pending.answer().json() for pending in waiting]
-                    assert {(who["slot"], who["pid"]) for who in answers} == {(victim, replacement)}
+                    kill_while_clients_wait(server, victim, own, lambda: wait_until_handed_off(server.port, others[0]))
                 load.wait_for(50)
             assert load.failures == []
             for address in others:
