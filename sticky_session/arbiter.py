@@ -4,6 +4,7 @@ It runs in gunicorn's loop: :meth:`StickyArbiter.manage_workers` is called at ev
 and takes the next step towards what there should be. Nothing else decides. What it works with:
 
 - The generations, one after another: :mod:`.succession`.
+- The configuration in force, which SIGHUP changes: :mod:`.reload`.
 - A worker holds its slot from the moment it has booted until it leaves or dies (:class:`slots.Table`). One that is
   booting or holds its slot keeps others from being started for it.
 - The listener is one process, replaced whole whenever its sockets, ring or channels change. The next one is started
@@ -34,12 +35,11 @@ from gevent.monkey import get_original, is_module_patched
 from gunicorn import sock, util
 from gunicorn.arbiter import Arbiter
 from gunicorn.errors import HaltServer
-from gunicorn.pidfile import Pidfile
 
-from sticky_session import boot, bussocket, sockets
+from sticky_session import boot, bussocket, reload, sockets
 from sticky_session.bussocket import BusSocket
 from sticky_session.children import fork, is_lost, original_fork
-from sticky_session.errors import OptionError, PlatformError, StickySessionError
+from sticky_session.errors import PlatformError, StickySessionError
 from sticky_session.generation import Generation, Seat
 from sticky_session.handoff import close
 from sticky_session.kernelrouter import KernelRouter
@@ -47,7 +47,6 @@ from sticky_session.listener import FLUSH_SECONDS, Listener
 from sticky_session.listeners import Listeners
 from sticky_session.settings import check_settings, options_of, warnings
 from sticky_session.succession import Succession
-from sticky_session.surroundings import Surroundings
 from sticky_session.upgrade import Upgrade
 
 if TYPE_CHECKING:
@@ -267,24 +266,20 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
         """
         self._stats["reloads"] += 1
         former = self._generations.newest
-        former.surroundings, former.wanted = Surroundings.now(), self.num_workers
-        self._unset_environment()
         before, listening = self._generations.sockets(), list[Any]()
         try:
-            self.app.reload()
-            self._check_reload()
+            reload.read(self, former, before)
             changed = self.app.cfg.address != former.cfg.address
             listening += sockets.listen_on(self.app.cfg, self.log, before) if changed else self.LISTENERS
             listening += bussocket.listen(options_of(self.app.cfg), self.app.cfg, before)
-            self.setup(self.app)
-            self._rewrite_pidfile()
+            reload.put_in_force(self)
             generation = self._new_generation(listening, () if self._is_alone() else before)
         except (Exception, SystemExit) as error:
             # gunicorn has said why before SystemExit.
             reason = "" if isinstance(error, SystemExit) else error
             self.log.error("Reload failed, the old configuration stays in force. %s", reason)
             self._leave(it for it in listening if it not in before)
-            self._return_to(former)
+            reload.return_to(self, former)
             return
         self.log.reopen_files()
         with self._closing_unused_sockets():
@@ -296,80 +291,12 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
         self.cfg.on_reload(self)
         util._setproctitle(f"master [{self.proc_name}]")
 
-    def _check_reload(self) -> None:
-        """Check the new configuration.
-
-        :raises OptionError: it can't be used
-        """
-        cfg = self.app.cfg
-        check_settings(cfg)
-        buses = {it.cfg_addr for it in self._generations.sockets() if isinstance(it, BusSocket)}
-        for address in cfg.address:
-            # gunicorn would replace the file, and we would take the socket for one that is listened on already.
-            if isinstance(address, str) and os.path.abspath(address) in buses:
-                raise OptionError(f"bind=unix:{address}: the bus socket is there; choose another path, or restart")
-        try:
-            fits = hasattr(cfg.worker_class, "arbiter_class")
-        except RuntimeError:
-            # gunicorn's answer to a class that can't be imported.
-            fits = False
-        if not fits:
-            raise OptionError(f"worker_class={cfg.worker_class_str}: a reload can't change to that; restart")
-
-    def _unset_environment(self) -> None:
-        """Take back what ``raw_env`` has set."""
-        for name in self.cfg.env:
-            if name in self.cfg.env_orig:
-                os.environ[name] = self.cfg.env_orig[name]
-            else:
-                os.environ.pop(name, None)
-
-    def _rewrite_pidfile(self) -> None:
-        """Have the process id in the configuration's file, and nowhere else.
-
-        :raises OSError: the file can't be written; the former one stays
-        :raises RuntimeError: the file is another arbiter's, or has no directory; the former one stays
-        """
-        former, self.pidfile = self.pidfile, None
-        if former is not None:
-            former.unlink()
-        try:
-            if self.cfg.pidfile is not None:
-                pidfile = Pidfile(f"{self.cfg.pidfile}.2" if self.master_pid else self.cfg.pidfile)
-                pidfile.create(self.pid)
-                self.pidfile = pidfile
-        except (OSError, RuntimeError):
-            self.pidfile = former
-            if former is not None:
-                former.create(self.pid)
-            raise
-
-    def _return_to(self, generation: Generation) -> None:
-        """Put a generation's configuration in force again, which was so before a later one was read."""
-        assert generation.surroundings is not None
-        generation.surroundings.restore()
-        generation.surroundings = None
-        self.app.__dict__.update(generation.app.__dict__)
-        with contextlib.suppress(OptionError):
-            bussocket.listen(generation.options, generation.cfg, generation.sockets)
-        if self.cfg is not generation.cfg:
-            self.setup(self.app)
-            self._num_workers = generation.wanted
-            try:
-                self._rewrite_pidfile()
-            except (OSError, RuntimeError) as error:
-                self.log.error("The pid file can't be written: %s", error)
-
     def _give_up_reload(self) -> None:
         """The next generation can't boot: go on with the current one and its configuration."""
         with self._closing_unused_sockets():
             self._generations.abandon()
             self.LISTENERS = self._generations.current.gunicorns_sockets()
-        resting = self.num_workers == 0
-        current = self._generations.current
-        self._return_to(current)
-        # After SIGWINCH it was to have none, and SIGHUP asked for some.
-        self._num_workers = 0 if resting else current.wanted or current.ring_size
+        reload.give_up(self, self._generations.current)
 
     @contextlib.contextmanager
     def _closing_unused_sockets(self) -> Iterator[None]:
