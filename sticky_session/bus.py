@@ -1,26 +1,16 @@
 """The bus: what the workers of a generation tell each other, from each to each, with nobody in between.
 
 Every slot has a channel for it, which the arbiter made and keeps open. A worker holds the sending ends of all and reads
-from its own slot's. One message is one frame of that SOCK_SEQPACKET channel, so it arrives whole or not at all, and
-what one worker sends to another keeps its order::
-
-    0      1          2      4           8       12          12+C
-    | kind | length C | slot | addressee | size  | channel C | payload, or padding |
-      u8     u8         u16    u32         u32
-             (network byte order)
-
-``kind`` 0 is a message with its payload in the frame. With kind 1 the payload is in a sealed memfd, whose descriptor
-travels with the frame (memfd_create(2), SCM_RIGHTS). The channel counts a frame's bytes and not the memory behind a
-descriptor, so such a frame is padded: the larger the payload the more, and a channel that nobody reads is full before
-it holds much. Kind 2 comes from the arbiter and brings the sending end of a slot that is newer than the worker.
+from its own slot's. One message is one frame (:mod:`.busframe`), so it arrives whole or not at all, and what one worker
+sends to another keeps its order.
 
 Rules:
 
 - Sending never waits. What a channel has no room for is queued here, in the sender, and when too much is queued for a
   slot the oldest is dropped, counted and reported.
 - A slot without a worker gets nothing.
-- ``addressee`` is the process id of the worker that served the slot when the frame was sent; another one, which finds
-  it in the channel later, throws it away. So a new worker begins with an empty bus, whatever its predecessor left.
+- A frame is addressed to the worker that served the slot when it was sent; another one, which finds it in the channel
+  later, throws it away. So a new worker begins with an empty bus, whatever its predecessor left.
 - Who is no worker of this generation has no end of any of these channels: they are inherited from the arbiter, and
   have no name in any file system.
 """
@@ -30,12 +20,10 @@ from __future__ import annotations
 import _socket
 import contextlib
 import errno
-import fcntl
 import os
 import time
 from collections import Counter, deque
 from collections.abc import Iterator
-from struct import Struct
 from typing import Any
 
 import gevent
@@ -43,15 +31,8 @@ from gevent.event import Event
 from gevent.monkey import get_original
 from gevent.queue import Queue
 
-from sticky_session import handoff
-from sticky_session.errors import ClusterError
-from sticky_session.generation import BUS_ROOM_BYTES, Generation, Seat
-from sticky_session.slots import Channel
-
-MAX_MESSAGE_BYTES = 64 * 2**20
-# Payloads up to this size travel in the frame, larger ones by memfd.
-INLINE_BYTES = 96 * 2**10
-MAX_CHANNEL_BYTES = 255
+from sticky_session.busframe import MAX_MESSAGE_BYTES, NOT_NOW, Message, Receiver, send_end
+from sticky_session.generation import Generation, Seat
 
 # What one worker keeps for one slot that takes its messages too slowly.
 QUEUE_BYTES = MAX_MESSAGE_BYTES
@@ -66,97 +47,10 @@ PAUSE_SECONDS = 0.05
 LOG_SECONDS = 60.0
 METRIC_SECONDS = 1.0
 
-_HEADER = Struct("!BBHII")
-_INLINE, _PARCEL, _END = range(3)
-# The largest padding is half of what a channel is sure to have room for, so two or three parcels of the largest size
-# fill a channel, or some hundred MB of smaller ones.
-_LEAST_PADDING = 4096
-_PADDING = memoryview(bytes(_LEAST_PADDING + BUS_ROOM_BYTES))
-_SEALS = fcntl.F_ADD_SEALS, fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
-# Beside those that every channel may answer with: what making a memfd lacks.
-_NOT_NOW = handoff.CHANNEL_FULL | {errno.EMFILE, errno.ENFILE, errno.ENOSPC}
 # Nobody has the other end, not even the arbiter: it was killed, and this process is about to find out.
 _GONE = frozenset({errno.EPIPE, errno.ECONNRESET, errno.ECONNREFUSED, errno.ENOTCONN})
 
 _get_ident = get_original("_thread", "get_ident")
-
-
-def _padding_bytes(size: int) -> int:
-    return _LEAST_PADDING + BUS_ROOM_BYTES * size // MAX_MESSAGE_BYTES
-
-
-class Message:
-    """What is sent, to one slot or many.
-
-    :param channel: only those who listen to it get it; at most :data:`MAX_CHANNEL_BYTES` in UTF-8
-    :raises ClusterError: it is too large
-    """
-
-    __slots__ = ("_descriptor", "_name", "payload", "size")
-
-    def __init__(self, channel: str, payload: bytes) -> None:
-        self._name = channel.encode()
-        if len(self._name) > MAX_CHANNEL_BYTES:
-            raise ClusterError(f"channel {channel!r}: expected a name of at most {MAX_CHANNEL_BYTES} bytes")
-        self.payload = payload
-        self.size = len(payload)
-        if self.size > MAX_MESSAGE_BYTES:
-            raise ClusterError(
-                f"a message of {self.size} bytes (encoded) can't be sent to the other workers; expected at most "
-                f"{MAX_MESSAGE_BYTES}. Send it in parts"
-            )
-        self._descriptor: int | None = None
-
-    def send(self, end: handoff.Socket, slot: int, addressee: int) -> None:
-        """Send it without waiting.
-
-        :raises OSError: it can't be sent now; ``_NOT_NOW`` has those that pass
-        """
-        if self.size <= INLINE_BYTES:
-            handoff.send_parts(end, (self._head(_INLINE, slot, addressee), self.payload))
-            return
-        if self._descriptor is None:
-            self._descriptor = _sealed(self.payload)
-        padding = _PADDING[: _padding_bytes(self.size)]
-        handoff.send_parts(end, (self._head(_PARCEL, slot, addressee), padding), self._descriptor)
-
-    def _head(self, kind: int, slot: int, addressee: int) -> bytes:
-        return _HEADER.pack(kind, len(self._name), slot, addressee, self.size) + self._name
-
-    def close(self) -> None:
-        """Give up what sending has left; it can be sent again."""
-        if self._descriptor is not None:
-            handoff.close(self._descriptor)
-            self._descriptor = None
-
-
-def _sealed(payload: bytes) -> int:
-    """A memfd that nobody can change any more."""
-    descriptor = os.memfd_create("sticky-session", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-    try:
-        rest = memoryview(payload)
-        while rest:
-            rest = rest[os.write(descriptor, rest) :]
-        fcntl.fcntl(descriptor, *_SEALS)
-    except BaseException:
-        handoff.close(descriptor)
-        raise
-    return descriptor
-
-
-def send_end(channel: Channel, addressee: int, slot: int, end: _socket.socket) -> bool:
-    """Arbiter: give a worker the sending end of another slot.
-
-    :param channel: the worker's own
-    :returns: False if there is no room for it now
-    """
-    try:
-        handoff.send_parts(channel.sending_end, (_HEADER.pack(_END, 0, slot, addressee, 0),), end.fileno())
-    except OSError as error:
-        if error.errno not in handoff.CHANNEL_FULL:
-            raise
-        return False
-    return True
 
 
 def introduce(generation: Generation, seat: Seat, pid: int) -> None:
@@ -271,9 +165,9 @@ class Bus:
         self._log = log
         self._table = seat.generation.table
         self._receiving_end = seat.generation.buses[seat.slot].receiving_end
+        self._receiver = Receiver(self._receiving_end)
         self._outboxes = [_Outbox(channel.sending_end) for channel in seat.generation.buses]
         self._inboxes: dict[bytes, list[Inbox]] = {}
-        self._buffer = bytearray(_HEADER.size + MAX_CHANNEL_BYTES + INLINE_BYTES)
         self._reader: gevent.Greenlet | None = None
         self._dropped: Counter[int] = Counter()
         self._unmeasured = 0
@@ -327,28 +221,24 @@ class Bus:
         :raises BlockingIOError: there is none
         :raises EOFError: there is nobody to send one
         """
-        size, descriptors, lost = handoff.receive_into(self._receiving_end, self._buffer)
+        frame = self._receiver.receive()
         try:
-            kind, length, slot, addressee, payload_size = _HEADER.unpack_from(self._buffer)
-            if addressee != self._pid:
+            if frame.addressee != self._pid:
                 return []
-            if lost:
+            if frame.lost:
                 self._log.error("A broadcast was lost: no descriptors left in this worker; raise ulimit -n")
                 return []
-            if kind == _END:
-                self._add_end(slot, descriptors.pop())
+            if frame.brings_end:
+                self._add_end(frame.slot, frame.take_end())
                 return []
-            start = _HEADER.size + length
-            inboxes = self._inboxes.get(bytes(self._buffer[_HEADER.size : start]), [])
+            inboxes = self._inboxes.get(frame.channel, [])
             if inboxes:
-                inline = kind == _INLINE
-                payload = bytes(self._buffer[start:size]) if inline else os.pread(descriptors[0], payload_size, 0)
+                payload = frame.payload()
                 for inbox in inboxes:
                     inbox.put(payload)
             return inboxes
         finally:
-            for descriptor in descriptors:
-                handoff.close(descriptor)
+            frame.close()
 
     def _add_end(self, slot: int, descriptor: int) -> None:
         outbox = self._outbox(slot)
@@ -417,7 +307,7 @@ class Bus:
             except OSError as error:
                 if error.errno in _GONE:
                     return
-                if error.errno not in _NOT_NOW:
+                if error.errno not in NOT_NOW:
                     raise
         self._note_dropped(slot, outbox.push(message))
         self._start_flushing(slot, outbox)
@@ -438,7 +328,7 @@ class Bus:
                 except OSError as error:
                     if error.errno in _GONE:
                         return
-                    if error.errno not in _NOT_NOW:
+                    if error.errno not in NOT_NOW:
                         raise
                     if error.errno != errno.EAGAIN:
                         gevent.sleep(PAUSE_SECONDS)

@@ -29,7 +29,7 @@ from collections.abc import Callable
 from struct import Struct
 from typing import Any
 
-from sticky_session.bus import MAX_CHANNEL_BYTES, MAX_MESSAGE_BYTES
+from sticky_session.busframe import MAX_CHANNEL_BYTES, MAX_MESSAGE_BYTES
 from sticky_session.errors import ClusterError, UnconfirmedError
 
 # How long a sender waits for its message to be taken, and then for the answer.

@@ -16,8 +16,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from sticky_session import ClusterError, bus, handoff
-from sticky_session.bus import Bus, Inbox, Message, introduce, send_end
+from sticky_session import ClusterError, bus, busframe, handoff
+from sticky_session.bus import Bus, Inbox, introduce
+from sticky_session.busframe import Message, send_end
 from sticky_session.config import Options
 from sticky_session.generation import Generation, Seat
 
@@ -157,8 +158,8 @@ def test_channels_are_apart(workers: list[Worker]) -> None:
     channel=st.text(st.characters(codec="utf-8"), max_size=60),
     sizes=st.lists(
         st.integers(0, 3000)
-        | st.integers(bus.INLINE_BYTES - 3, bus.INLINE_BYTES + 3)
-        | st.integers(bus.INLINE_BYTES, 2_000_000),
+        | st.integers(busframe.INLINE_BYTES - 3, busframe.INLINE_BYTES + 3)
+        | st.integers(busframe.INLINE_BYTES, 2_000_000),
         max_size=12,
     ),
     seed=st.binary(min_size=1, max_size=40),
@@ -183,7 +184,7 @@ def test_any_sizes(workers: list[Worker], channel: str, sizes: list[int], seed: 
 def test_largest(workers: list[Worker]) -> None:
     """64 MB arrive; one byte more is an error of the sender's that says what to do, and nothing is sent."""
     workers[1].bus.start()
-    payload = bytes(bus.MAX_MESSAGE_BYTES)
+    payload = bytes(busframe.MAX_MESSAGE_BYTES)
     with pytest.raises(ClusterError, match=r"of 67108865 bytes .* expected at most 67108864. Send it in parts"):
         workers[0].send(payload + b"x")
     workers[0].send(payload)
@@ -198,7 +199,7 @@ def test_long_channel_name(workers: list[Worker]) -> None:
 
 def test_memfd_is_sealed(generation: Generation, workers: list[Worker]) -> None:
     """Nobody can change a payload while others read it."""
-    message = Message(CHANNEL, bytes(bus.INLINE_BYTES + 1))
+    message = Message(CHANNEL, bytes(busframe.INLINE_BYTES + 1))
     with contextlib.closing(message):
         message.send(generation.buses[1].sending_end, 1, workers[1].pid)
     _, descriptors, _ = handoff.receive_into(generation.buses[1].receiving_end, bytearray(1000))
@@ -225,7 +226,7 @@ def test_empty_slot_gets_nothing(generation: Generation, workers: list[Worker]) 
 def test_new_worker_begins_with_an_empty_bus(generation: Generation, workers: list[Worker]) -> None:
     """What was meant for the predecessor, in the channel and in senders' queues, is none of the successor's."""
     sender = workers[0]
-    sender.send(*numbered(2000), bytes(bus.INLINE_BYTES + 1))
+    sender.send(*numbered(2000), bytes(busframe.INLINE_BYTES + 1))
     generation.table.vacate(1)
     successor = Worker(generation, 1, pid=2001)
     successor.bus.start()
@@ -383,12 +384,12 @@ def test_channel_holds_little_of_large_payloads(generation: Generation, workers:
         _, descriptors, _ = handoff.receive_into(generation.buses[1].receiving_end, bytearray(1000))
         os.close(descriptors[0])
         held += len(payload)
-    assert held < 2.5 * bus.MAX_MESSAGE_BYTES
+    assert held < 2.5 * busframe.MAX_MESSAGE_BYTES
 
 
 def test_no_descriptors_left(workers: list[Worker], monkeypatch: pytest.MonkeyPatch) -> None:
     """A large message that no memfd can be made for waits, and is sent when one can."""
-    payload = bytes(bus.INLINE_BYTES + 1)
+    payload = bytes(busframe.INLINE_BYTES + 1)
     make = os.memfd_create
     failures = iter([OSError(24, "Too many open files")] * 3)
 
@@ -501,7 +502,7 @@ def test_newer_slot(generation: Generation, workers: list[Worker]) -> None:
     newer = [Worker(generation, slot) for slot in (SLOTS, SLOTS + 1)]
     for worker in newer:
         worker.bus.start()
-    older.send(b"one", bytes(bus.INLINE_BYTES + 1))
+    older.send(b"one", bytes(busframe.INLINE_BYTES + 1))
     gevent.sleep(0)
     assert [worker.received for worker in newer] == [[], []]
     before = open_descriptors()
@@ -510,7 +511,7 @@ def test_newer_slot(generation: Generation, workers: list[Worker]) -> None:
     older.bus.start()
     older.send(b"two")
     for worker in newer:
-        assert worker.wait_for(3) == [b"one", bytes(bus.INLINE_BYTES + 1), b"two"]
+        assert worker.wait_for(3) == [b"one", bytes(busframe.INLINE_BYTES + 1), b"two"]
     assert open_descriptors() == before + 2
     assert older.seat.known_slots == SLOTS + 2
     for worker in newer:

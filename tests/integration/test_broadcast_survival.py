@@ -13,7 +13,7 @@ from harness import Server, descriptors, rss
 from members import Member
 from midway import clients_of
 from pending import Gate, stopped, take_turn
-from sticky_session.bus import MAX_MESSAGE_BYTES
+from sticky_session.busframe import MAX_MESSAGE_BYTES
 
 
 def on_each(workers: int, count: int, start: int = 0) -> list[list[str]]:
