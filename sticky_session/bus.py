@@ -6,8 +6,8 @@ sends to another keeps its order.
 
 Rules:
 
-- Sending never waits. What a channel has no room for is queued here, in the sender, and when too much is queued for a
-  slot the oldest is dropped, counted and reported.
+- Sending never waits. What a channel has no room for is queued in the sender (:mod:`.busoutbox`), and when too much is
+  queued for a slot the oldest is dropped.
 - A slot without a worker gets nothing.
 - A frame is addressed to the worker that served the slot when it was sent; another one, which finds it in the channel
   later, throws it away. So a new worker begins with an empty bus, whatever its predecessor left.
@@ -17,12 +17,8 @@ Rules:
 
 from __future__ import annotations
 
-import _socket
 import contextlib
-import errno
 import os
-import time
-from collections import Counter, deque
 from collections.abc import Iterator
 from typing import Any
 
@@ -31,24 +27,14 @@ from gevent.event import Event
 from gevent.monkey import get_original
 from gevent.queue import Queue
 
-from sticky_session.busframe import MAX_MESSAGE_BYTES, NOT_NOW, Message, Receiver, send_end
+from sticky_session.busframe import Message, Receiver, send_end
+from sticky_session.busoutbox import Outbox
 from sticky_session.generation import Generation, Seat
 
-# What one worker keeps for one slot that takes its messages too slowly.
-QUEUE_BYTES = MAX_MESSAGE_BYTES
-QUEUE_MESSAGES = 50_000
 # What has been taken from the bus and waits for the app; beyond it, the bus is not read.
 INBOX_BYTES = 8 * 2**20
-# How many messages are taken, or sent from a queue, before others in this process get their turn.
+# How many messages are taken before others in this process get their turn.
 BURST = 64
-# How long sending pauses when something but room has run out.
-PAUSE_SECONDS = 0.05
-# How often dropped messages are reported: in the log, and to gunicorn's metrics.
-LOG_SECONDS = 60.0
-METRIC_SECONDS = 1.0
-
-# Nobody has the other end, not even the arbiter: it was killed, and this process is about to find out.
-_GONE = frozenset({errno.EPIPE, errno.ECONNRESET, errno.ECONNREFUSED, errno.ENOTCONN})
 
 _get_ident = get_original("_thread", "get_ident")
 
@@ -95,59 +81,6 @@ class Inbox:
             yield payload
 
 
-class _Outbox:
-    """What one slot has not been sent yet.
-
-    :ivar end: the slot's sending end; None while the arbiter has not passed it on
-    :ivar addressee: the worker that it is meant for
-    """
-
-    __slots__ = ("_bytes", "_messages", "addressee", "end", "is_flushing")
-
-    def __init__(self, end: _socket.socket | None = None) -> None:
-        self.end = end
-        self.addressee = 0
-        self.is_flushing = False
-        self._messages: deque[Message] = deque()
-        self._bytes = 0
-
-    def __len__(self) -> int:
-        return len(self._messages)
-
-    @property
-    def is_half_full(self) -> bool:
-        """Whether it may soon have to drop something."""
-        return 2 * self._bytes > QUEUE_BYTES or 2 * len(self._messages) > QUEUE_MESSAGES
-
-    def address(self, pid: int) -> None:
-        """Begin anew if it is another worker now."""
-        if pid != self.addressee:
-            self.addressee = pid
-            self._messages.clear()
-            self._bytes = 0
-
-    def push(self, message: Message) -> int:
-        """Add a message.
-
-        :returns: how many had to go for it
-        """
-        self._messages.append(message)
-        self._bytes += message.size
-        dropped = 0
-        while self._bytes > QUEUE_BYTES or len(self._messages) > QUEUE_MESSAGES:
-            self.pop()
-            dropped += 1
-        return dropped
-
-    def first(self) -> Message:
-        """The oldest."""
-        return self._messages[0]
-
-    def pop(self) -> None:
-        """The oldest is done."""
-        self._bytes -= self._messages.popleft().size
-
-
 class Bus:
     """A worker's place on the bus.
 
@@ -164,14 +97,12 @@ class Bus:
         self._hub = gevent.get_hub()
         self._log = log
         self._table = seat.generation.table
-        self._receiving_end = seat.generation.buses[seat.slot].receiving_end
+        buses = seat.generation.buses
+        self._receiving_end = buses[seat.slot].receiving_end
         self._receiver = Receiver(self._receiving_end)
-        self._outboxes = [_Outbox(channel.sending_end) for channel in seat.generation.buses]
+        self._outbox = Outbox((channel.sending_end for channel in buses), self._table, log)
         self._inboxes: dict[bytes, list[Inbox]] = {}
         self._reader: gevent.Greenlet | None = None
-        self._dropped: Counter[int] = Counter()
-        self._unmeasured = 0
-        self._teller: gevent.Greenlet | None = None
 
     # --- listening
 
@@ -229,7 +160,7 @@ class Bus:
                 self._log.error("A broadcast was lost: no descriptors left in this worker; raise ulimit -n")
                 return []
             if frame.brings_end:
-                self._add_end(frame.slot, frame.take_end())
+                self._outbox.add_end(frame.slot, frame.take_end())
                 return []
             inboxes = self._inboxes.get(frame.channel, [])
             if inboxes:
@@ -239,17 +170,6 @@ class Bus:
             return inboxes
         finally:
             frame.close()
-
-    def _add_end(self, slot: int, descriptor: int) -> None:
-        outbox = self._outbox(slot)
-        end = _socket.socket(fileno=descriptor)
-        # The app's socket.setdefaulttimeout() would have every send wait.
-        end.setblocking(False)
-        if outbox.end is None:
-            outbox.end = end
-            self._start_flushing(slot, outbox)
-        else:
-            end.close()
 
     # --- sending
 
@@ -277,108 +197,15 @@ class Bus:
             for slot in range(self._table.slots):
                 pid = holder(slot)
                 if pid and (pid != self._pid or by_channel):
-                    self._send_to(slot, pid, message)
+                    self._outbox.send(slot, pid, message)
 
     def is_sending(self) -> bool:
-        """Whether anything is queued for workers that are still there, and that this one can reach.
-
-        Who has left its slot is not told any more of slots that are newer.
-        """
-        for slot, outbox in enumerate(self._outboxes):
-            outbox.address(self._table.holder(slot))
-        return any(outbox and outbox.end is not None for outbox in self._outboxes)
+        """Whether anything is queued for workers that are still there, and that this one can reach."""
+        return self._outbox.is_sending()
 
     def is_crowded(self) -> bool:
         """Whether messages may soon have to be dropped."""
-        return any(outbox.is_half_full for outbox in self._outboxes)
-
-    def _outbox(self, slot: int) -> _Outbox:
-        while slot >= len(self._outboxes):
-            self._outboxes.append(_Outbox())
-        return self._outboxes[slot]
-
-    def _send_to(self, slot: int, pid: int, message: Message) -> None:
-        outbox = self._outbox(slot)
-        outbox.address(pid)
-        if outbox.end is not None and not outbox:
-            try:
-                message.send(outbox.end, slot, pid)
-                return
-            except OSError as error:
-                if error.errno in _GONE:
-                    return
-                if error.errno not in NOT_NOW:
-                    raise
-        self._note_dropped(slot, outbox.push(message))
-        self._start_flushing(slot, outbox)
-
-    def _start_flushing(self, slot: int, outbox: _Outbox) -> None:
-        if outbox and outbox.end is not None and not outbox.is_flushing:
-            outbox.is_flushing = True
-            gevent.spawn(self._flush, slot, outbox, outbox.end)
-
-    def _flush(self, slot: int, outbox: _Outbox, end: _socket.socket) -> None:
-        """Send what is queued for a slot, as it makes room."""
-        watcher = self._hub.loop.io(end.fileno(), 2)
-        try:
-            while outbox:
-                self._hub.wait(watcher)
-                try:
-                    self._send_queued(slot, outbox, end)
-                except OSError as error:
-                    if error.errno in _GONE:
-                        return
-                    if error.errno not in NOT_NOW:
-                        raise
-                    if error.errno != errno.EAGAIN:
-                        gevent.sleep(PAUSE_SECONDS)
-        finally:
-            outbox.is_flushing = False
-            watcher.stop()
-            watcher.close()
-
-    def _send_queued(self, slot: int, outbox: _Outbox, end: _socket.socket) -> None:
-        """Send until nothing is left, or there is no room, or others in this process should get their turn."""
-        outbox.address(self._table.holder(slot))
-        for _ in range(min(len(outbox), BURST)):
-            message = outbox.first()
-            with contextlib.closing(message):
-                message.send(end, slot, outbox.addressee)
-            outbox.pop()
-
-    # --- what was dropped
-
-    def _note_dropped(self, slot: int, count: int) -> None:
-        if count:
-            self._dropped[slot] += count
-            self._unmeasured += count
-            if self._teller is None:
-                self._teller = gevent.spawn(self._tell_dropped)
-
-    def _tell_dropped(self) -> None:
-        """Say what was dropped, at once and then once a minute for as long as it goes on."""
-        while self._dropped:
-            dropped, self._dropped = self._dropped, Counter()
-            for slot, count in sorted(dropped.items()):
-                self._log.warning(
-                    "%s messages to the worker of slot %s (pid:%s) were dropped, the oldest first: "
-                    "it is stopped, or too busy to take them",
-                    count,
-                    slot,
-                    self._outbox(slot).addressee,
-                )
-            end = time.monotonic() + LOG_SECONDS
-            while time.monotonic() < end:
-                self._measure_dropped()
-                gevent.sleep(METRIC_SECONDS)
-        self._measure_dropped()
-        self._teller = None
-
-    def _measure_dropped(self) -> None:
-        count, self._unmeasured = self._unmeasured, 0
-        if count:
-            extra = {"metric": "sticky_session.bus_dropped", "value": count, "mtype": "counter"}
-            self._log.debug("%s messages were dropped", count, extra=extra)
+        return self._outbox.is_crowded()
 
 
 # The bus of the worker that this process is, if it is one and has one.

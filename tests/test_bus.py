@@ -16,7 +16,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from sticky_session import ClusterError, bus, busframe, handoff
+from sticky_session import ClusterError, bus, busframe, busoutbox, handoff
 from sticky_session.bus import Bus, Inbox, introduce
 from sticky_session.busframe import Message, send_end
 from sticky_session.config import Options
@@ -60,6 +60,7 @@ class Worker:
         self.seat = Seat(slot, generation, -1)
         self.known_slots = self.seat.known_slots
         self.bus = Bus(self.seat, self.pid, self.log)
+        self.outbox = self.bus._outbox
         self.inbox = self.bus.listen(CHANNEL)
         self.received: list[bytes] = []
         self.collector = gevent.spawn(self._collect)
@@ -82,9 +83,9 @@ class Worker:
     def stop(self) -> None:
         self.bus.stop()
         self.collector.kill()
-        for outbox in self.bus._outboxes[self.known_slots :]:
-            if outbox.end is not None:
-                outbox.end.close()
+        for queue in self.outbox._queues[self.known_slots :]:
+            if queue.end is not None:
+                queue.end.close()
 
 
 def wait_for(condition: Callable[[], object], what: str) -> None:
@@ -242,7 +243,7 @@ def test_queue_is_given_up_when_the_slot_is_vacated(generation: Generation, work
     generation.table.vacate(1)
     successor = Worker(generation, 1, pid=2001, serves=False)
     successor.bus.start()
-    wait_for(lambda: not sender.bus._outboxes[1], "the queue is empty")
+    wait_for(lambda: not sender.outbox._queues[1], "the queue is empty")
     wait_for(lambda: generation.buses[1].is_empty, "the channel is empty")
     assert successor.received == []
     successor.stop()
@@ -291,7 +292,7 @@ def test_who_leaves_does_not_wait_for_slots_that_it_never_reaches(
     generation.table.vacate(1)
     generation.table.vacate(2)
     workers[0].send(b"x")
-    assert workers[0].bus._outboxes[SLOTS]
+    assert workers[0].outbox._queues[SLOTS]
     assert not workers[0].bus.is_sending()
     newer.stop()
 
@@ -320,11 +321,11 @@ def test_sending_to_a_stopped_worker_does_not_hinder_others(workers: list[Worker
 
 def test_oldest_are_dropped(workers: list[Worker], monkeypatch: pytest.MonkeyPatch) -> None:
     """Of too many messages the newest are kept; those dropped are counted, and a line of the log says so once."""
-    monkeypatch.setattr(bus, "QUEUE_MESSAGES", 10)
+    monkeypatch.setattr(busoutbox, "QUEUE_MESSAGES", 10)
     sender, receiver = workers[0], workers[1]
     payloads = numbered(5000)
     sender.send(*payloads)
-    held = 5000 - 10 - sender.bus._dropped[1]
+    held = 5000 - 10 - sender.outbox._dropped[1]
     wait_for(lambda: sender.log.metrics, "the metric")
     assert len(sender.log.warnings) == 2, "one line for each of the two slots"
     assert f"{4990 - held} messages to the worker of slot 1 (pid:{receiver.pid}) were dropped" in sender.log.warnings[0]
@@ -337,14 +338,14 @@ def test_oldest_are_dropped(workers: list[Worker], monkeypatch: pytest.MonkeyPat
 
 def test_dropped_messages_are_reported_now_and_then(workers: list[Worker], monkeypatch: pytest.MonkeyPatch) -> None:
     """While messages go on being dropped a line comes once a minute, and after a quiet one the next drop is told."""
-    monkeypatch.setattr(bus, "QUEUE_MESSAGES", 1)
-    monkeypatch.setattr(bus, "LOG_SECONDS", 0.02)
-    monkeypatch.setattr(bus, "METRIC_SECONDS", 0.01)
+    monkeypatch.setattr(busoutbox, "QUEUE_MESSAGES", 1)
+    monkeypatch.setattr(busoutbox, "LOG_SECONDS", 0.02)
+    monkeypatch.setattr(busoutbox, "METRIC_SECONDS", 0.01)
     sender = workers[0]
     for number in range(1, 4):
         sender.send(*numbered(2000))
         wait_for(lambda number=number: len(sender.log.warnings) == 2 * number, "a line for each slot")  # type: ignore[misc]
-    wait_for(lambda: sender.bus._teller is None, "the quiet minute")
+    wait_for(lambda: sender.outbox._teller is None, "the quiet minute")
     sender.send(*numbered(5))
     wait_for(lambda: len(sender.log.warnings) == 8, "a line for each slot")
     assert sum(metric["value"] for metric in sender.log.metrics) >= 2000
@@ -352,11 +353,11 @@ def test_dropped_messages_are_reported_now_and_then(workers: list[Worker], monke
 
 def test_crowded(workers: list[Worker], monkeypatch: pytest.MonkeyPatch) -> None:
     """Before anything is dropped, who can wait is told to."""
-    monkeypatch.setattr(bus, "QUEUE_MESSAGES", 1000)
+    monkeypatch.setattr(busoutbox, "QUEUE_MESSAGES", 1000)
     while not workers[0].bus.is_crowded():
         workers[0].send(b"x")
     assert not workers[0].log.warnings
-    assert not workers[0].bus._dropped
+    assert not workers[0].outbox._dropped
     for worker in workers[1:]:
         worker.bus.start()
     wait_for(lambda: not workers[0].bus.is_crowded(), "others are no longer far behind")
@@ -364,10 +365,10 @@ def test_crowded(workers: list[Worker], monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_queue_is_bounded_by_bytes(workers: list[Worker], monkeypatch: pytest.MonkeyPatch) -> None:
     """However large messages are, only so many bytes are kept for a slot."""
-    monkeypatch.setattr(bus, "QUEUE_BYTES", 1_000_000)
+    monkeypatch.setattr(busoutbox, "QUEUE_BYTES", 1_000_000)
     sender = workers[0]
     sender.send(*numbered(1000, 10_000))
-    assert 90 < len(sender.bus._outboxes[1]) <= 100
+    assert 90 < len(sender.outbox._queues[1]) <= 100
 
 
 def test_channel_holds_little_of_large_payloads(generation: Generation, workers: list[Worker]) -> None:
@@ -377,7 +378,7 @@ def test_channel_holds_little_of_large_payloads(generation: Generation, workers:
     payload = bytes(4_000_000)
     for _ in range(100):
         sender.send(payload)
-        if sender.bus._outboxes[1]:
+        if sender.outbox._queues[1]:
             break
     held = 0
     while not generation.buses[1].is_empty:
@@ -457,7 +458,7 @@ def test_many_writers(generation: Generation) -> None:
                     writer.publish(CHANNEL, b"%d %d " % (slot, number) + bytes(200_000 if number % 500 == 7 else 10))
                     if number % 50 == 0:
                         gevent.sleep(0)
-                while writer._outboxes[0]:
+                while writer._outbox._queues[0]:
                     gevent.sleep(0.001)
             finally:
                 os._exit(0)
@@ -529,7 +530,7 @@ def test_newer_slot_while_the_bus_is_full(generation: Generation, workers: list[
     older.wait_for(5000)
     introduce(generation, older.seat, older.pid)
     assert older.seat.known_slots == SLOTS + 1
-    wait_for(lambda: older.bus._outboxes[SLOTS:] and older.bus._outboxes[SLOTS].end, "the end")
+    wait_for(lambda: older.outbox._queues[SLOTS:] and older.outbox._queues[SLOTS].end, "the end")
 
 
 def test_end_never_waits(generation: Generation, workers: list[Worker]) -> None:
@@ -542,11 +543,11 @@ def test_end_never_waits(generation: Generation, workers: list[Worker]) -> None:
     socket.setdefaulttimeout(0.001)
     try:
         older.bus.start()
-        wait_for(lambda: older.bus._outboxes[SLOTS:] and older.bus._outboxes[SLOTS].end, "the end")
+        wait_for(lambda: older.outbox._queues[SLOTS:] and older.outbox._queues[SLOTS].end, "the end")
     finally:
         socket.setdefaulttimeout(former)
     older.send(*numbered(5000))
-    assert len(older.bus._outboxes[SLOTS]) > 0
+    assert len(older.outbox._queues[SLOTS]) > 0
     newer.bus.start()
     assert newer.wait_for(5000) == numbered(5000)
     newer.stop()
@@ -563,7 +564,7 @@ def test_end_that_is_not_wanted(generation: Generation, workers: list[Worker], a
     worker.bus.start()
     wait_for(lambda: generation.buses[0].is_empty, "all have been taken")
     assert open_descriptors() == before
-    assert len(worker.bus._outboxes) == SLOTS
+    assert len(worker.outbox._queues) == SLOTS
 
 
 def test_no_bus() -> None:
