@@ -126,11 +126,13 @@ def send_end(channel: Channel, addressee: int, slot: int, end: _socket.socket) -
 class Receiver:
     """Takes frames from a channel into one buffer, made once."""
 
-    __slots__ = ("_buffer", "_channel")
+    __slots__ = ("_buffer", "_channel", "_view")
 
     def __init__(self, channel: handoff.Socket) -> None:
         self._channel = channel
         self._buffer = bytearray(_HEADER.size + MAX_CHANNEL_BYTES + INLINE_BYTES)
+        # A slice of a bytearray would be a copy of its own.
+        self._view = memoryview(self._buffer)
 
     def receive(self) -> Frame:
         """Take the next frame without waiting; it can be used until the one after it is taken. The caller closes it.
@@ -138,7 +140,7 @@ class Receiver:
         :raises BlockingIOError: there is none
         :raises EOFError: there is nobody to send one
         """
-        return Frame(self._buffer, *handoff.receive_into(self._channel, self._buffer))
+        return Frame(self._view, *handoff.receive_into(self._channel, self._buffer))
 
 
 class Frame:
@@ -157,7 +159,7 @@ class Frame:
     addressee: int
     slot: int
 
-    def __init__(self, buffer: bytearray, size: int, descriptors: MutableSequence[int], lost: bool) -> None:
+    def __init__(self, buffer: memoryview, size: int, descriptors: MutableSequence[int], lost: bool) -> None:
         self._buffer = buffer
         self._size = size
         self._descriptors = descriptors
@@ -173,12 +175,12 @@ class Frame:
     @property
     def channel(self) -> bytes:
         """A message's channel."""
-        return bytes(self._buffer[_HEADER.size : self._start])
+        return self._buffer[_HEADER.size : self._start].tobytes()
 
     def payload(self) -> bytes:
         """A copy of a message's payload."""
         if self._kind == _INLINE:
-            return bytes(self._buffer[self._start : self._size])
+            return self._buffer[self._start : self._size].tobytes()
         return os.pread(self._descriptors[0], self._payload_size, 0)
 
     def take_end(self) -> int:
