@@ -51,6 +51,20 @@ class ServeApplication(WSGIApplication):  # type: ignore[misc]
         """
         super().load_config()
         check_settings(self.cfg)
+        self._check_worker_class()
+
+    def _check_worker_class(self) -> None:
+        """A configuration file of before names the workers that it was for, and they know no stickiness."""
+        try:
+            fits = hasattr(self.cfg.worker_class, "arbiter_class")
+        except RuntimeError:
+            # gunicorn looks for it once more when it has set the import path, and has its own words if it isn't there.
+            return
+        if not fits:
+            raise OptionError(
+                f"worker_class={self.cfg.worker_class_str}: expected sticky_session.Worker, which is the default, or a "
+                "class derived from it. Leave it out, or start gunicorn instead"
+            )
 
 
 class ScriptApplication(BaseApplication):  # type: ignore[misc]

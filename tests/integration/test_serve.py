@@ -68,6 +68,25 @@ def test_workers() -> None:
     assert settings("-w", "3", "whoami:app", env={"WEB_CONCURRENCY": "7"})["workers"] == "3"
 
 
+@pytest.mark.parametrize("worker_class", ["gevent", "gthread"])
+def test_other_workers(tmp_path: Path, worker_class: str) -> None:
+    """Workers of another kind, as an app's configuration file may still name, would not be sticky: one line says so."""
+    config = tmp_path / "conf.py"
+    config.write_text(f"worker_class = '{worker_class}'\n")
+    printed = run("-c", str(config), "whoami:app", status=1)
+    assert f"worker_class={worker_class}: expected sticky_session.Worker" in printed
+    assert "Traceback" not in printed
+    assert "Starting" not in printed
+
+
+def test_derived_workers(tmp_path: Path) -> None:
+    """A class derived from ours may be named."""
+    (tmp_path / "mine.py").write_text("import sticky_session\n\n\nclass Mine(sticky_session.Worker):\n    pass\n")
+    args = ("--worker-class", "mine.Mine", "--pythonpath", f"{APPS},{tmp_path}")
+    with Server(door="serve", args=args, cwd=tmp_path) as server:
+        assert get(server.port).json()["slot"] is not None
+
+
 def test_precedence(tmp_path: Path) -> None:
     """Every option: a flag over GUNICORN_CMD_ARGS over the configuration file over the environment."""
     config = tmp_path / "conf.py"
