@@ -24,9 +24,13 @@ def default_workers() -> int:
 
 def set_defaults(cfg: Any, worker_class: str | type) -> None:
     """What our own doors take for granted where gunicorn's default is another; every setting can still be set."""
-    cfg.set("worker_class", worker_class)
+    defaults: dict[str, Any] = {"worker_class": worker_class}
     if "WEB_CONCURRENCY" not in os.environ:
-        cfg.set("workers", default_workers())
+        defaults["workers"] = default_workers()
+    for name, value in defaults.items():
+        # --help shows it.
+        cfg.settings[name].default = value
+        cfg.set(name, value)
 
 
 class ServeApplication(WSGIApplication):  # type: ignore[misc]

@@ -61,9 +61,15 @@ def serve(arguments: Sequence[str]) -> None:
         from sticky_session.system import check_platform
 
         check_platform()
+        from gunicorn import __version__ as gunicorn_version
+
         from sticky_session.app import ServeApplication
     except StickySessionError as error:
         sys.exit(f"sticky-session: {error}")
+    if arguments and arguments[0] in ("-v", "--version"):
+        # gunicorn would give its own for ours.
+        print(f"sticky-session {__version__} (gunicorn {gunicorn_version})")
+        return
     # gunicorn reads its flags from here, now and after SIGHUP.
     sys.argv[1:] = arguments
     ServeApplication("%(prog)s [OPTIONS] [APP_MODULE]", prog="sticky-session serve").run()

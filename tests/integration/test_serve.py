@@ -9,9 +9,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import gunicorn
 import pytest
 
 from harness import APPS, COMMANDS, Process, Server, addresses, get
+from sticky_session import __version__
 from sticky_session.config import OPTIONS, Number, Option
 
 SERVE = [COMMANDS / "sticky-session", "serve"]
@@ -66,6 +68,12 @@ def test_workers() -> None:
     """The number of workers: a flag is stronger than WEB_CONCURRENCY, which is stronger than the processors."""
     assert settings("whoami:app", env={"WEB_CONCURRENCY": "7"})["workers"] == "7"
     assert settings("-w", "3", "whoami:app", env={"WEB_CONCURRENCY": "7"})["workers"] == "3"
+
+
+@pytest.mark.parametrize("flag", ["--version", "-v"])
+def test_version(flag: str) -> None:
+    """The version is ours, with gunicorn's beside it."""
+    assert run(flag).strip() == f"sticky-session {__version__} (gunicorn {gunicorn.__version__})"
 
 
 @pytest.mark.parametrize("worker_class", ["gevent", "gthread"])
@@ -149,7 +157,7 @@ def test_module_and_reload(tmp_path: Path) -> None:
 
 
 def test_help() -> None:
-    """--help has gunicorn's flags, and ours in a group of their own with their variables."""
+    """--help has gunicorn's flags with our defaults, and ours in a group of their own with their variables."""
     printed = run("--help")
     gunicorns, _, group = printed.partition("\nsticky-session:\n")
     assert printed.startswith("usage: sticky-session serve [OPTIONS] [APP_MODULE]")
@@ -158,6 +166,9 @@ def test_help() -> None:
     for option in OPTIONS:
         assert option.flag in group
         assert option.environment in " ".join(group.split())
+    words = " ".join(gunicorns.split())
+    assert f"worker processes for handling requests. [{len(os.sched_getaffinity(0))}]" in words
+    assert "[sticky_session.Worker]" in words
 
 
 def test_check_config() -> None:
