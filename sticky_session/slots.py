@@ -88,9 +88,11 @@ class Table:
         view = memoryview(self._memory)
         self._numbers = view.cast("Q")
         self._times = view.cast("d")
-        # Why a worker can't boot, what a user should know of a proxy, and whose broadcasts cross workers, is said once.
+        # Why a worker can't boot, what a user should know of a proxy or of eventlet, and whose broadcasts cross
+        # workers, is said once.
         self.boot_report = Claim()
         self.advice = Claim()
+        self.eventlet_report = Claim()
         self.bus_report = Claim()
         # Can be read from while workers may accept, for those that wait for it.
         self.admission = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
@@ -198,6 +200,7 @@ class Table:
         self._times.release()
         self.boot_report.close()
         self.advice.close()
+        self.eventlet_report.close()
         self.bus_report.close()
         handoff.close(self.admission)
 

@@ -115,6 +115,7 @@ class Worker(GeventWorker):  # type: ignore[misc]
     def run(self) -> None:
         """The main loop: serve until told to stop, then let requests finish."""
         _worker_in_this_process[:] = [self]
+        self._warn_of_eventlet()
         self._join_bus()
         self.server = Server(self)
         self.server.start()
@@ -130,6 +131,16 @@ class Worker(GeventWorker):  # type: ignore[misc]
             self.notify()
             self._woken.wait(interval)
         self._finish(interval)
+
+    def _warn_of_eventlet(self) -> None:
+        """python-engineio prefers eventlet wherever it is installed, but its loop never runs in here."""
+        if "eventlet" not in sys.modules or all(server.async_mode != "eventlet" for server in engineio_servers()):
+            return
+        if self.seat.generation.table.eventlet_report.take():
+            self.log.warning(
+                'The app\'s Socket.IO server has async_mode="eventlet", the default where eventlet is installed: its '
+                'clients will hang. Give it async_mode="gevent", or uninstall eventlet'
+            )
 
     def _join_bus(self) -> None:
         """Let the app's Socket.IO servers reach the clients of the other workers."""
@@ -254,18 +265,19 @@ def current_worker() -> Worker | None:
     return _worker_in_this_process[0] if _worker_in_this_process else None
 
 
-def engineio_message_bytes() -> int:
-    """The largest ``max_http_buffer_size`` of the Engine.IO servers in this process; 0 if there is none.
-
-    Found among all objects, once, since an app may keep its server anywhere.
-    """
+def engineio_servers() -> list[Any]:
+    """The Engine.IO servers in this process, found among all objects, since an app may keep its server anywhere."""
     engineio = sys.modules.get("engineio")
     if engineio is None:
-        return 0
+        return []
     base = engineio.base_server.BaseServer
     # type() and not isinstance(): proxies of the app's may do anything when they are asked for their class.
-    servers = (it for it in gc.get_objects() if issubclass(type(it), base))
-    return max((int(it.max_http_buffer_size) for it in servers), default=0)
+    return [it for it in gc.get_objects() if issubclass(type(it), base)]
+
+
+def engineio_message_bytes() -> int:
+    """The largest ``max_http_buffer_size`` of the Engine.IO servers in this process; 0 if there is none."""
+    return max((int(server.max_http_buffer_size) for server in engineio_servers()), default=0)
 
 
 __all__ = ["Worker", "current_worker"]
