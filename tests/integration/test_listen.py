@@ -31,7 +31,7 @@ from harness import (
     wait_until,
 )
 
-# The script of the README. Only the port is another: one that is free.
+# The script of the README after its imports of gevent and the app. Only the port is another: one that is free.
 SNIPPET = """\
 import sticky_session as sticky
 if not sticky.listen(app, {port}):
