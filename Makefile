@@ -54,7 +54,7 @@ screenshot: .venv/test.stamp .venv/tools.stamp examples/chat/node_modules/.stamp
 
 clean:
 	rm -rf .venv docs/_build build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
-	rm -rf tests/clients/node_modules examples/chat/node_modules benchmarks/peers/node_modules benchmarks/build benchmarks/peers/node_modules benchmarks/build
+	rm -rf tests/clients/node_modules examples/chat/node_modules benchmarks/peers/node_modules benchmarks/build
 	rm -f examples/chat/chat.sqlite3*
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
