@@ -171,6 +171,15 @@ def test_help() -> None:
     assert "[sticky_session.Worker]" in words
 
 
+def test_unit() -> None:
+    """What systemd starts, in the documentation's unit, is a command line that is taken."""
+    page = Path(__file__).parent.parent.parent / "docs" / "deployment.md"
+    found = re.search(r"^ExecStart=\S+/sticky-session serve app:app ((?:.*\\\n)*.*)$", page.read_text(), re.MULTILINE)
+    assert found
+    flags = found[1].replace("\\\n", " ").split()
+    assert settings(*flags, "whoami:app")["keepalive"] == "75"
+
+
 def test_check_config() -> None:
     """--check-config loads the app and says nothing if all is well."""
     assert run("--check-config", "whoami:app") == ""
