@@ -129,7 +129,12 @@ def emit(arguments: Sequence[str]) -> None:
         "if a worker took it and was killed before it said so.",
     )
     parser.add_argument("event", metavar="EVENT", help="the event's name")
-    parser.add_argument("data", metavar="JSON", nargs="?", help="its data; - reads them from standard input [none]")
+    parser.add_argument(
+        "data",
+        metavar="JSON",
+        nargs="?",
+        help="its data, a text in double quotes; - reads them from standard input [none]",
+    )
     parser.add_argument("--room", metavar="R", help="only to this room, or to the client with this session id")
     parser.add_argument("--namespace", metavar="N", default="/", help="the namespace [/]")
     parser.add_argument("--channel", metavar="NAME", help="the server's channel, if it has not the usual one")
