@@ -273,9 +273,9 @@ def worker_id() -> int | None:
 def _make_application(
     app: Any, workers: int | None, env: dict[str, str] | None, settings: dict[str, Any]
 ) -> ScriptApplication:
-    for name in ("bind", "worker_class"):
+    for name, instead in (("bind", "the address is its second argument"), ("worker_class", "the workers are its own")):
         if name in settings:
-            raise TypeError(f"listen(): {name!r} can't be set here; the address is its second argument")
+            raise TypeError(f"listen(): {name!r} can't be set here; {instead}")
     if not callable(app):
         raise TypeError(f"listen(): {app!r} is no WSGI app; expected a callable, as in listen(app, 3000)")
     if workers is not None:

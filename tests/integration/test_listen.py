@@ -580,7 +580,8 @@ sticky.listen(app, ("127.0.0.1", 0), workers=1, control_socket_disable=True)
     [
         ("app, 0, nonsense=1", "TypeError: listen(): there is no setting 'nonsense'"),
         ("app, 0, keepalive='long'", "TypeError: listen(): keepalive='long'"),
-        ("app, 0, bind='0.0.0.0:80'", "TypeError: listen(): 'bind' can't be set here"),
+        ("app, 0, bind='0.0.0.0:80'", "TypeError: listen(): 'bind' can't be set here; the address is"),
+        ("app, 0, worker_class='gevent'", "TypeError: listen(): 'worker_class' can't be set here; the workers are"),
         ("'whoami:app', 0", "TypeError: listen(): 'whoami:app' is no WSGI app"),
         ("app, 'fd://3'", "OptionError: listen(): 'fd://3': expected a port"),
         ("app, 70000", "OptionError: listen(): port 70000"),
