@@ -34,6 +34,8 @@ def read(arbiter: Arbiter, former: Generation, listening: Iterable[Any]) -> None
     former.surroundings, former.wanted = Surroundings.now(), arbiter.num_workers
     _unset_environment(arbiter.cfg)
     arbiter.app.reload()
+    # gunicorn's setup() does it, too late for the options that are looked at before.
+    os.environ.update(arbiter.app.cfg.env)
     _check(arbiter.app.cfg, listening)
 
 

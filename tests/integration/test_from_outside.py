@@ -475,6 +475,33 @@ def test_reload(tmp_path: Path) -> None:
     assert [found.name for found in tmp_path.iterdir()] == ["conf.py"]
 
 
+def test_reload_with_raw_env(tmp_path: Path) -> None:
+    """HUP: the path may stand in gunicorn's ``raw_env``, and change there."""
+    path, other, config = tmp_path / "bus", tmp_path / "other", tmp_path / "conf.py"
+
+    def configure(place: Path) -> None:
+        config.write_text(f"raw_env = ['STICKY_SESSION_BUS_SOCKET={place}']\n")
+
+    configure(path)
+    with Server("cluster:app", workers=2, args=("-c", os.fspath(config))) as server:
+        with Stream(path) as stream:
+            mark = server.mark()
+            server.signal(SIGHUP)
+            server.wait_for_listener(after=mark)
+            stream.wait_for_more()
+        assert stream.errors == []
+        configure(other)
+        mark = server.mark()
+        server.signal(SIGHUP)
+        server.wait_for_listener(after=mark)
+        wait_until(lambda: not path.exists(), what="the former path is gone")
+        with members(server.port, CLIENTS, "websocket") as pair:
+            manager = outside(other)
+            manager.emit("e", 1)
+            assert heard(manager, pair) == [[("e", (1,))]] * 2
+    assert [found.name for found in tmp_path.iterdir()] == ["conf.py"]
+
+
 def test_reload_of_the_mode(tmp_path: Path) -> None:
     """HUP: another mode is the file's from then on, and the former one's if the reload fails."""
     path, config = tmp_path / "bus", tmp_path / "conf.py"
