@@ -198,6 +198,7 @@ class Table:
         """Give the memory back in this process."""
         self._numbers.release()
         self._times.release()
+        self._memory.close()
         self.boot_report.close()
         self.advice.close()
         self.eventlet_report.close()

@@ -121,6 +121,19 @@ def test_reload_under_load(site: Site) -> None:
 
 
 @with_both_routers
+def test_memory_of_the_former_generation(site: Site) -> None:
+    """New workers, which are forked while the former generation is there, keep nothing of its table."""
+    assert {shared_memories(pid) for pid in site.server.worker_pids.values()} == {1}
+    site.reload()
+    assert {shared_memories(pid) for pid in site.server.worker_pids.values()} == {1}
+
+
+def shared_memories(pid: int) -> int:
+    """How many pieces of memory without a file the process shares with others."""
+    return Path(f"/proc/{pid}/maps").read_text().count(" /dev/zero (deleted)\n")
+
+
+@with_both_routers
 def test_reload_with_one_more_worker(site: Site) -> None:
     """The ring grows with the new configuration: only the new slot's clients move, and no request fails."""
     clients = addresses(40)
