@@ -28,6 +28,7 @@ import signal
 import sys
 import time
 from collections.abc import Container, Iterable, Iterator
+from socket import AF_UNIX
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import gevent
@@ -129,7 +130,16 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
 
     def owns_socket_files(self) -> bool:
         """Whether the files of the Unix sockets that requests come to go when this arbiter goes."""
-        return self._is_alone() and not self.systemd and not self.cfg.reuse_port
+        return self._is_alone() and self._makes_socket_files()
+
+    def _makes_socket_files(self) -> bool:
+        return not self.systemd and not self.cfg.reuse_port
+
+    def _socket_files(self) -> list[str]:
+        """The paths of the Unix sockets that this arbiter, or the one before it, has made."""
+        made = [it for it in self._generations.sockets() if isinstance(it, BusSocket) or self._makes_socket_files()]
+        # One without a file has bytes for a name, unix(7).
+        return [name for it in made if isinstance(name := it.getsockname(), str) and it.FAMILY == AF_UNIX]
 
     def _is_alone(self) -> bool:
         """Whether there is no other arbiter that has the same sockets."""
@@ -324,6 +334,7 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
         for generation in self._generations:
             # Before the listener goes: nobody else takes what workers pass on to slots that are newer than they are.
             generation.table.set_final(True)
+        shared_files = [] if self._is_alone() else self._socket_files()
         if self._router.is_open and not self._is_alone():
             self._router.hand_over(self._generations.current)
         elif graceful and self._router.is_open:
@@ -361,6 +372,9 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
         self.cfg.set("graceful_timeout", max(0, math.ceil(deadline - time.monotonic())))
         super().stop(graceful)
         self._listeners.reap()
+        for path in shared_files:
+            # The other arbiter has ended meanwhile, or knows nothing of what a reload has opened here.
+            sockets.remove_stale(path)
 
     def _wants_quick_end(self) -> bool:
         """Whether SIGINT or SIGQUIT has come during a graceful shutdown; all other signals come too late."""

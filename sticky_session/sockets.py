@@ -83,7 +83,7 @@ def bind_unix(sock: _socket.socket, path: str, cfg: Any, umask: int) -> None:
     try:
         # Another server must not come between our look and our bind, nor find us bound and not listening yet.
         _lock(folder)
-        _remove_stale(path)
+        remove_stale(path)
         before = os.umask(umask)
         try:
             sock.bind(path)
@@ -110,8 +110,8 @@ def _lock(folder: int) -> None:
             return
 
 
-def _remove_stale(path: str) -> None:
-    """Remove a Unix socket that nobody listens on any more; what else is there is left, and bind() will say so."""
+def remove_stale(path: str) -> None:
+    """Remove a Unix socket that nobody listens on any more. What else is there is left; bind() would say so."""
     probe = _socket.socket(AF_UNIX, SOCK_STREAM)
     # One that is listened on, but whose backlog is full, would make it wait.
     probe.setblocking(False)

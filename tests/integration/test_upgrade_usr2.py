@@ -187,6 +187,46 @@ def test_old_arbiter_ends_while_the_new_one_boots(tmp_path: Path) -> None:
         end(new)
 
 
+def test_both_arbiters_end_at_once(tmp_path: Path) -> None:
+    """TERM to both, as from systemd: whoever is the last removes the files."""
+    files = tmp_path / "files"
+    files.mkdir()
+    args = ("--bus-socket", str(files / "bus"), "--pid", str(files / "pid"))
+    with Server(workers=1, door="serve", bind=[f"unix:{files / 'app'}"], args=args, ready=False) as server:
+        server.wait_for("Worker ready")
+        mark = server.mark()
+        server.signal(SIGUSR2)
+        new = int(server.wait_for(r"Listening at: .* \((\d+)\)", after=mark)[1])
+        server.wait_for("Booting worker", after=mark)
+        with stopped(server.pid, new):
+            server.signal(SIGTERM)
+            os.kill(new, SIGTERM)
+        assert server.wait() == 0
+        server.assert_nothing_left()
+        assert list(files.iterdir()) == []
+
+
+def test_socket_that_only_one_arbiter_has(tmp_path: Path) -> None:
+    """The old arbiter opens another while it rests: the file goes with it, and the others stay the new one's."""
+    shared, other, config = tmp_path / "shared", tmp_path / "other", tmp_path / "conf.py"
+    config.write_text(f"bind = ['unix:{shared}']")
+    with Server(workers=1, bind=(), args=("-c", str(config)), ready=False) as server:
+        server.wait_for("Worker ready")
+        new = upgrade(server)
+        config.write_text(f"bind = ['unix:{shared}', 'unix:{other}']")
+        mark = server.mark()
+        server.signal(SIGHUP)
+        server.wait_for("Worker ready", after=mark)
+        assert other.exists()
+        server.signal(SIGTERM)
+        assert server.wait() == 0
+        assert not other.exists()
+        assert receive(unix_send(shared)).status == 200
+        end(new)
+        server.assert_nothing_left()
+    assert not shared.exists()
+
+
 def test_new_listener_waits_for_the_old_one() -> None:
     """The new arbiter accepts only when the old one's listener has ceased to, however long that takes."""
     with Server(workers=1) as server:
