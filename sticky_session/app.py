@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import multiprocessing
 import os
 import sys
@@ -20,6 +21,11 @@ def default_workers() -> int:
         return len(os.sched_getaffinity(0))
     except AttributeError:
         return multiprocessing.cpu_count()
+
+
+def speaks_asgi(app: Any) -> bool:
+    """Whether an app is one of ASGI's, which the workers can't run."""
+    return any(map(inspect.iscoroutinefunction, (app, type(app).__call__)))
 
 
 def set_defaults(cfg: Any, worker_class: str | type) -> None:

@@ -29,7 +29,7 @@ from gunicorn.arbiter import Arbiter
 from gunicorn.util import parse_address
 
 from sticky_session import boot, handoff, sockets
-from sticky_session.app import ScriptApplication
+from sticky_session.app import ScriptApplication, speaks_asgi
 from sticky_session.arbiter import StickyArbiter
 from sticky_session.errors import ListenError, OptionError
 from sticky_session.settings import check_settings
@@ -278,6 +278,8 @@ def _make_application(
             raise TypeError(f"listen(): {name!r} can't be set here; {instead}")
     if not callable(app):
         raise TypeError(f"listen(): {app!r} is no WSGI app; expected a callable, as in listen(app, 3000)")
+    if speaks_asgi(app):
+        raise TypeError(f"listen(): {app!r} is an ASGI app; expected one of WSGI, such as socketio.WSGIApp")
     if workers is not None:
         settings["workers"] = workers
     if env is not None:

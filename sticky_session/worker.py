@@ -14,8 +14,10 @@ from typing import Any
 import gevent
 from gevent import monkey
 from gevent.event import Event
+from gunicorn.errors import AppImportError
 from gunicorn.workers.ggevent import GeventWorker
 
+from sticky_session.app import speaks_asgi
 from sticky_session.arbiter import StickyArbiter
 from sticky_session.bus import Bus, set_current_bus
 from sticky_session.config import Options
@@ -104,6 +106,17 @@ class Worker(GeventWorker):  # type: ignore[misc]
             sock.close()
         self.sockets = []
         super().init_process()
+
+    def load_wsgi(self) -> None:
+        """Load the app.
+
+        :raises AppImportError: it is none that could be run; the app's own code may raise anything
+        """
+        super().load_wsgi()
+        if speaks_asgi(self.wsgi):
+            raise AppImportError(
+                f"{self.wsgi!r} is an ASGI app, and the workers speak WSGI; expected one such as socketio.WSGIApp"
+            )
 
     def init_signals(self) -> None:
         """Install gunicorn's handlers, and let them have the signals that came since the fork."""

@@ -583,6 +583,7 @@ sticky.listen(app, ("127.0.0.1", 0), workers=1, control_socket_disable=True)
         ("app, 0, bind='0.0.0.0:80'", "TypeError: listen(): 'bind' can't be set here; the address is"),
         ("app, 0, worker_class='gevent'", "TypeError: listen(): 'worker_class' can't be set here; the workers are"),
         ("'whoami:app', 0", "TypeError: listen(): 'whoami:app' is no WSGI app"),
+        ("socketio.ASGIApp(None), 0", "is an ASGI app; expected one of WSGI"),
         ("app, 'fd://3'", "OptionError: listen(): 'fd://3': expected a port"),
         ("app, 70000", "OptionError: listen(): port 70000"),
         ("app, 'localhost:http'", "OptionError: listen(): 'localhost:http': expected a port"),
@@ -599,7 +600,7 @@ def test_wrong_calls(call: str, message: str) -> None:
         + WHOAMI
         + IMPORTS
         + f"""
-import multiprocessing, os, traceback
+import multiprocessing, os, socketio, traceback
 try:
     sticky.listen({call})
 except Exception:

@@ -76,6 +76,23 @@ def test_app_that_cannot_be_found(door: str, app: str, complaint: str, tmp_path:
 
 
 @pytest.mark.parametrize("preload", [[], ["--preload"]])
+@pytest.mark.parametrize(
+    "source",
+    [
+        "async def app(scope, receive, send): pass",
+        "class App:\n    async def __call__(self, scope, receive, send): pass\n\napp = App()",
+        "import socketio; app = socketio.ASGIApp(socketio.AsyncServer(async_mode='asgi'))",
+    ],
+)
+def test_asgi_app(source: str, preload: list[str], tmp_path: Path) -> None:
+    """The workers can't run it: said at once, and not by a 500 for each request."""
+    (tmp_path / "fast.py").write_text(source)
+    args = ["--pythonpath", str(tmp_path), *preload]
+    server = server_in(tmp_path, "fast:app", args=args)
+    assert_fails(server, "Can't load the app: AppImportError: .* is an ASGI app.*expected", tmp_path, files=["fast.py"])
+
+
+@pytest.mark.parametrize("preload", [[], ["--preload"]])
 def test_app_that_raises_while_it_is_imported(preload: list[str], tmp_path: Path) -> None:
     """An error in the app's own code: its traceback, once and not once for each worker."""
     (tmp_path / "broken.py").write_text("def helper():\n    raise KeyError('missing setting')\n\n\nhelper()\n")
