@@ -147,10 +147,19 @@ def rss(pid: int) -> int:
 
 
 def adopt_orphans() -> None:
-    """Make processes whose parent dies children of this one, so that none can escape :func:`descendants`."""
+    """Make processes whose parent dies children of this one: it has no descendants then if it has no children."""
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0:
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_CHILD_SUBREAPER)")
+
+
+def childless() -> bool:
+    """Whether this process has no child, not even one that waits to be reaped; the kernel knows at once."""
+    try:
+        os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    except ChildProcessError:
+        return True
+    return False
 
 
 def reap_orphans() -> None:
