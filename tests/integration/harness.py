@@ -111,8 +111,12 @@ def children(pid: int) -> list[int]:
 
 def descendants(pid: int) -> list[int]:
     """The children of ``pid``, their children, and so on."""
+    return sorted(_descendants(pid, _processes()))
+
+
+def _descendants(pid: int, processes: Iterable[_Stat]) -> list[int]:
     family: dict[int, list[int]] = {}
-    for stat in _processes():
+    for stat in processes:
         family.setdefault(stat.parent, []).append(stat.pid)
     found: list[int] = []
     queue = [pid]
@@ -120,11 +124,12 @@ def descendants(pid: int) -> list[int]:
         offspring = family.get(queue.pop(), [])
         found += offspring
         queue += offspring
-    return sorted(found)
+    return found
 
 
 def _family(pid: int, session: int) -> list[int]:
-    return sorted({stat.pid for stat in _processes() if stat.session == session} | set(descendants(pid)))
+    processes = list(_processes())
+    return sorted({stat.pid for stat in processes if stat.session == session}.union(_descendants(pid, processes)))
 
 
 def command_line(pid: int) -> str:
