@@ -8,7 +8,9 @@ import resource
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib import metadata
 from typing import Any
 
 import gevent
@@ -31,6 +33,22 @@ SPARE_DESCRIPTORS = 64
 SETTLE_SECONDS = 2.0
 # python-engineio's own default of max_http_buffer_size.
 DEFAULT_MESSAGE_BYTES = 1_000_000
+
+
+@contextmanager
+def _entry_points_read_once() -> Iterator[None]:
+    """Have all that asks for entry points meanwhile be answered from one look at what is installed.
+
+    gevent asks twice for each module that it patches, in case somebody has a plugin, and each time the metadata of
+    every distribution is read: more than half of a worker's boot, where there are many.
+    """
+    look_up = metadata.entry_points
+    found = look_up()
+    metadata.entry_points = found.select
+    try:
+        yield
+    finally:
+        metadata.entry_points = look_up
 
 
 class Worker(GeventWorker):  # type: ignore[misc]
@@ -96,7 +114,8 @@ class Worker(GeventWorker):  # type: ignore[misc]
 
     def patch(self) -> None:
         """Make the standard library cooperative."""
-        monkey.patch_all()
+        with _entry_points_read_once():
+            monkey.patch_all()
 
     def init_process(self) -> None:
         """Boot: everything up to the main loop."""
