@@ -16,7 +16,7 @@ export PATH := $(PATH):/usr/sbin:/sbin
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 BIN := .venv/bin
 # Hundreds of Node's clients through real proxies: they get the cores to themselves.
-CROWDS := tests/integration/test_proxied_clients.py
+CROWDS := tests/integration/test_proxied_clients.py tests/integration/test_proxied_connections.py
 
 # $(call need,COMMAND,DEBIAN PACKAGES): have the command, or install the packages that bring it.
 need = command -v $(1) >/dev/null || { $(apt-get) $(2) && command -v $(1) >/dev/null; }
@@ -29,8 +29,8 @@ serve: .venv/example.stamp examples/chat/node_modules/.stamp
 	$(BIN)/sticky-session serve --chdir examples/chat app:app
 
 test: style docs .venv/test.stamp .venv/tools.stamp .venv/proxies.stamp tests/clients/node_modules/.stamp examples/chat/node_modules/.stamp
-	$(BIN)/python -m pytest --numprocesses 3 --dist loadfile --ignore $(CROWDS)
-	$(BIN)/python -m pytest $(CROWDS)
+	$(BIN)/python -m pytest --numprocesses 3 --dist loadfile $(CROWDS:%=--ignore %)
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(CROWDS)
 
 style: .venv/style.stamp .venv/test.stamp
 	$(BIN)/ruff check .

@@ -20,7 +20,7 @@ from harness import (
     reap_orphans,
 )
 
-pytest.register_assert_rewrite("node_clients")
+pytest.register_assert_rewrite("behind_proxies", "node_clients")
 
 
 def pytest_configure() -> None:
