@@ -6,6 +6,7 @@ import json
 import subprocess
 import threading
 from collections import Counter
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -20,6 +21,34 @@ from node_clients import EVENTS, KEEP, Result, assert_answered, assert_at_home, 
 ANSWER_SECONDS = 20
 
 
+@pytest.fixture(scope="module", params=["gunicorn", "serve"])
+def sio(request: pytest.FixtureRequest) -> Iterator[Server]:
+    """A Socket.IO app, started in either way."""
+    with Server("sio:app", workers=4, door=request.param) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def eio() -> Iterator[Server]:
+    """A bare Engine.IO app."""
+    with Server("eio:app", workers=4) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def flask_sio() -> Iterator[Server]:
+    """A Flask-SocketIO app."""
+    with Server("flask_sio:app", workers=4) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def whoami() -> Iterator[Server]:
+    """A WSGI app that answers HTTP requests."""
+    with Server(workers=2) as server:
+        yield server
+
+
 def assert_served(results: list[Result], server: Server, mode: str) -> None:
     """Every client had all its answers without an error, from one worker, over the right transport."""
     assert_answered(results, mode)
@@ -27,15 +56,13 @@ def assert_served(results: list[Result], server: Server, mode: str) -> None:
 
 
 @pytest.mark.parametrize("mode", ["polling", "upgrade", "websocket"])
-@pytest.mark.parametrize("door", ["gunicorn", "serve"])
-def test_socket_io_client(door: str, mode: str) -> None:
+def test_socket_io_client(sio: Server, mode: str) -> None:
     """socket.io-client, 50 addresses, 4 workers: all events are answered, each address by one worker."""
-    with Server("sio:app", workers=4, door=door) as server:
-        results = node(server.port, "socket.io", mode, addresses(50))
-        assert len(results) == 50
-        assert_served(results, server, mode)
-        for result in results:
-            assert result["connections"] == result["requests"], "each request was to be a new connection"
+    results = node(sio.port, "socket.io", mode, addresses(50))
+    assert len(results) == 50
+    assert_served(results, sio, mode)
+    for result in results:
+        assert result["connections"] == result["requests"], "each request was to be a new connection"
 
 
 def test_socket_io_client_with_keep_alive() -> None:
@@ -48,20 +75,18 @@ def test_socket_io_client_with_keep_alive() -> None:
 
 
 @pytest.mark.parametrize("mode", ["polling", "upgrade", "websocket"])
-def test_engine_io_client(mode: str) -> None:
+def test_engine_io_client(eio: Server, mode: str) -> None:
     """engine.io-client and a bare Engine.IO app: all messages are answered, each address by one worker."""
-    with Server("eio:app", workers=4) as server:
-        assert_served(node(server.port, "engine.io", mode, addresses(30)), server, mode)
+    assert_served(node(eio.port, "engine.io", mode, addresses(30)), eio, mode)
 
 
 @pytest.mark.parametrize("mode", ["polling", "upgrade", "websocket"])
-def test_flask_socketio_app(mode: str) -> None:
+def test_flask_socketio_app(flask_sio: Server, mode: str) -> None:
     """A Flask-SocketIO app as its documentation has it; its routes reach the same worker as its events."""
-    with Server("flask_sio:app", workers=4) as server:
-        results = node(server.port, "socket.io", mode, addresses(30))
-        assert_served(results, server, mode)
-        for result in results:
-            assert [get(server.port, "/", result["address"]).json()["pid"]] == result["pids"]
+    results = node(flask_sio.port, "socket.io", mode, addresses(30))
+    assert_served(results, flask_sio, mode)
+    for result in results:
+        assert [get(flask_sio.port, "/", result["address"]).json()["pid"]] == result["pids"]
 
 
 class SourceAddress(requests.adapters.HTTPAdapter):
@@ -101,18 +126,18 @@ def python_client(port: int, address: str, transports: list[str]) -> tuple[list[
     return pids, transport
 
 
+@pytest.mark.parametrize("sio", ["gunicorn"], indirect=True)
 @pytest.mark.parametrize("transports", [["polling"], ["polling", "websocket"], ["websocket"]], ids="+".join)
-def test_python_socketio_client(transports: list[str]) -> None:
+def test_python_socketio_client(sio: Server, transports: list[str]) -> None:
     """python-socketio's own client: every call is answered, all calls of an address by one worker."""
-    with Server("sio:app", workers=4) as server:
-        with ThreadPoolExecutor(8) as pool:
-            clients = [pool.submit(python_client, server.port, address, transports) for address in addresses(16)]
-            for client in clients:
-                pids, transport = client.result()
-                assert len(pids) == EVENTS
-                assert len(set(pids)) == 1
-                assert transport == transports[-1]
-        assert "Traceback" not in server.log
+    with ThreadPoolExecutor(8) as pool:
+        clients = [pool.submit(python_client, sio.port, address, transports) for address in addresses(16)]
+        for client in clients:
+            pids, transport = client.result()
+            assert len(pids) == EVENTS
+            assert len(set(pids)) == 1
+            assert transport == transports[-1]
+    assert "Traceback" not in sio.log
 
 
 def curl(*arguments: str, stdin: bytes | None = None) -> subprocess.CompletedProcess[bytes]:
@@ -128,61 +153,56 @@ def curl(*arguments: str, stdin: bytes | None = None) -> subprocess.CompletedPro
     return finished
 
 
-def test_curl_get() -> None:
+def test_curl_get(whoami: Server) -> None:
     """curl gets a page, and the app sees curl's own address."""
-    with Server(workers=2) as server:
-        who = json.loads(curl(f"http://127.0.0.1:{server.port}/").stdout)
-        assert who["remote_addr"] == "127.0.0.9"
-        assert who["scheme"] == "http"
-        assert server.worker_pids[who["slot"]] == who["pid"]
-        assert who["worker_id"] == who["slot"]
+    who = json.loads(curl(f"http://127.0.0.1:{whoami.port}/").stdout)
+    assert who["remote_addr"] == "127.0.0.9"
+    assert who["scheme"] == "http"
+    assert whoami.worker_pids[who["slot"]] == who["pid"]
+    assert who["worker_id"] == who["slot"]
 
 
-def test_curl_keeps_the_connection_alive() -> None:
+def test_curl_keeps_the_connection_alive(whoami: Server) -> None:
     """Two requests of one curl go over one connection."""
-    with Server(workers=2) as server:
-        url = f"http://127.0.0.1:{server.port}/"
-        printed = curl("--write-out", "\n%{num_connects}\n", url, url).stdout.splitlines()
-        first, connects, second, connects_again = printed
-        assert (connects, connects_again) == (b"1", b"0")
-        assert json.loads(first) == json.loads(second)
+    url = f"http://127.0.0.1:{whoami.port}/"
+    printed = curl("--write-out", "\n%{num_connects}\n", url, url).stdout.splitlines()
+    first, connects, second, connects_again = printed
+    assert (connects, connects_again) == (b"1", b"0")
+    assert json.loads(first) == json.loads(second)
 
 
-def test_curl_head() -> None:
+def test_curl_head(whoami: Server) -> None:
     """HEAD is answered with the head of the GET, no body, and the connection stays usable."""
-    with Server(workers=2) as server:
-        url = f"http://127.0.0.1:{server.port}/big?bytes=1000"
-        printed = curl("--head", "--write-out", "%{num_connects}", url, "--next", "--silent",
-                       "--write-out", "%{num_connects}", url).stdout  # fmt: skip
-        head, _, rest = printed.partition(b"\r\n\r\n")
-        assert head.startswith(b"HTTP/1.1 200 ")
-        assert b"content-length: 1000" in head.lower()
-        assert rest == b"1" + b"x" * 1000 + b"0"
+    url = f"http://127.0.0.1:{whoami.port}/big?bytes=1000"
+    printed = curl("--head", "--write-out", "%{num_connects}", url, "--next", "--silent",
+                   "--write-out", "%{num_connects}", url).stdout  # fmt: skip
+    head, _, rest = printed.partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 200 ")
+    assert b"content-length: 1000" in head.lower()
+    assert rest == b"1" + b"x" * 1000 + b"0"
 
 
-def test_curl_expects_100_continue() -> None:
+def test_curl_expects_100_continue(whoami: Server) -> None:
     """An upload that waits for ``100 Continue`` before it sends its body gets it."""
-    with Server(workers=2) as server:
-        body = bytes(range(256)) * 400
-        finished = curl(
-            "--verbose", "--expect100-timeout", "60", "--header", "Expect: 100-continue",
-            "--data-binary", "@-", f"http://127.0.0.1:{server.port}/echo",
-            stdin=body,
-        )  # fmt: skip
-        assert b"< HTTP/1.1 100 Continue" in finished.stderr
-        assert finished.stdout == body
+    body = bytes(range(256)) * 400
+    finished = curl(
+        "--verbose", "--expect100-timeout", "60", "--header", "Expect: 100-continue",
+        "--data-binary", "@-", f"http://127.0.0.1:{whoami.port}/echo",
+        stdin=body,
+    )  # fmt: skip
+    assert b"< HTTP/1.1 100 Continue" in finished.stderr
+    assert finished.stdout == body
 
 
-def test_curl_chunked_upload() -> None:
+def test_curl_chunked_upload(whoami: Server) -> None:
     """An upload without a length arrives whole."""
-    with Server(workers=2) as server:
-        body = bytes(range(256)) * 2000
-        finished = curl(
-            "--header", "Transfer-Encoding: chunked", "--header", "Expect:",
-            "--data-binary", "@-", f"http://127.0.0.1:{server.port}/echo",
-            stdin=body,
-        )  # fmt: skip
-        assert finished.stdout == body
+    body = bytes(range(256)) * 2000
+    finished = curl(
+        "--header", "Transfer-Encoding: chunked", "--header", "Expect:",
+        "--data-binary", "@-", f"http://127.0.0.1:{whoami.port}/echo",
+        stdin=body,
+    )  # fmt: skip
+    assert finished.stdout == body
 
 
 def test_two_thousand_addresses() -> None:
