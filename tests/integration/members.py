@@ -68,7 +68,8 @@ class Member:
         self.events: queue.Queue[tuple[str, str, tuple[Any, ...]]] = queue.Queue()
         self._session = requests.Session()
         self._session.mount("http://", SourceAddress(address))
-        options: dict[str, Any] = {}
+        # To decode a text finds out whether it is UTF-8, too; websocket-client looks at each byte in Python.
+        options: dict[str, Any] = {"skip_utf8_validation": True}
         if transport == "websocket":
             options["socket"] = connect(port, address)
         self._client = OrderedClient(
