@@ -53,103 +53,124 @@ def test_read(proxy: type[Proxy], tmp_path: Path) -> None:
             assert finished.returncode == 0, f"{without}\n{finished.stdout}"
 
 
+@pytest.fixture(scope="module")
+def unix() -> Iterator[str]:
+    """Where a Unix socket can be."""
+    with open_folder("socket-") as folder:
+        yield f"unix:{folder}/s"
+
+
+@pytest.fixture(scope="module")
+def server(unix: str) -> Iterator[Server]:
+    """One of us for all proxies; on a Unix socket, too."""
+    bind = (f"{HOST}:0", unix)
+    with Server("echo_websocket:app", workers=1, args=("--keep-alive", "75"), bind=bind) as server:
+        yield server
+
+
+@pytest.fixture(scope="module", params=PROXIES, ids=lambda proxy: proxy.name)
+def front(request: pytest.FixtureRequest, server: Server) -> Iterator[Proxy]:
+    """Each proxy, before it."""
+    with request.param(f"--server={HOST}:{server.port}") as proxy:
+        yield proxy
+
+
 def environ(port: int, address: str = ADDRESS, **headers: str) -> dict[str, str]:
     """The environ that the app sees."""
     return get(port, "/env", address, headers={name.replace("_", "-"): value for name, value in headers.items()}).json()
 
 
-@ALL
-def test_headers(proxy: type[Proxy]) -> None:
+def test_headers(front: Proxy) -> None:
     """The app sees the client's address and no other, whatever the client says; its Host with the port; the scheme."""
-    with Server("echo_websocket:app", workers=1) as server, proxy(f"--server={HOST}:{server.port}") as front:
-        seen = environ(front.port, "127.0.0.23")
-        assert seen["HTTP_X_FORWARDED_FOR"] == "127.0.0.23"
-        assert seen["HTTP_X_FORWARDED_PROTO"] == "http"
-        assert seen["HTTP_HOST"] == f"{HOST}:{front.port}"
-        forged = environ(front.port, X_Forwarded_For="192.0.2.7, 192.0.2.8", X_Forwarded_Proto="https")
-        assert forged["HTTP_X_FORWARDED_FOR"] == ADDRESS
-        assert forged["HTTP_X_FORWARDED_PROTO"] == "http"
-        assert forged["wsgi.url_scheme"] == "http"
+    seen = environ(front.port, "127.0.0.23")
+    assert seen["HTTP_X_FORWARDED_FOR"] == "127.0.0.23"
+    assert seen["HTTP_X_FORWARDED_PROTO"] == "http"
+    assert seen["HTTP_HOST"] == f"{HOST}:{front.port}"
+    forged = environ(front.port, X_Forwarded_For="192.0.2.7, 192.0.2.8", X_Forwarded_Proto="https")
+    assert forged["HTTP_X_FORWARDED_FOR"] == ADDRESS
+    assert forged["HTTP_X_FORWARDED_PROTO"] == "http"
+    assert forged["wsgi.url_scheme"] == "http"
 
 
-@ALL
-def test_kept_alive(proxy: type[Proxy]) -> None:
+def test_kept_alive(front: Proxy) -> None:
     """The proxy keeps its connections to us alive: requests of one client come over fewer than there are."""
-    with Server("echo_websocket:app", workers=1, args=["--keep-alive", "75"]) as server:
-        with proxy(f"--server={HOST}:{server.port}") as front, Client(front.port) as client:
-            ports = {client.get("/env").json()["REMOTE_PORT"] for _ in range(10)}
-            assert len(ports) < 5
+    with Client(front.port) as client:
+        ports = {client.get("/env").json()["REMOTE_PORT"] for _ in range(10)}
+        assert len(ports) < 5
 
 
-@ALL
-def test_websocket(proxy: type[Proxy]) -> None:
+def test_websocket(front: Proxy) -> None:
     """A WebSocket goes through, both ways, and ends when the app ends it."""
-    with Server("echo_websocket:app", workers=1) as server, proxy(f"--server={HOST}:{server.port}") as front:
-        websocket = WebSocketWire(front.port)
-        try:
-            for text in (b"first", b"x" * 100_000, b"last"):
-                websocket.write(frame(TEXT, text))
-                assert websocket.frame().payload == text
-        finally:
-            websocket.close()
-        leaving = WebSocketWire(front.port, "/leave")
-        try:
-            assert leaving.frame().payload == b"bye"
-            last = leaving.frame()
-            assert (last.opcode, last.payload[:2]) == (CLOSE, b"\x03\xe8")  # 1000
-        finally:
-            leaving.close()
+    websocket = WebSocketWire(front.port)
+    try:
+        for text in (b"first", b"x" * 100_000, b"last"):
+            websocket.write(frame(TEXT, text))
+            assert websocket.frame().payload == text
+    finally:
+        websocket.close()
+    leaving = WebSocketWire(front.port, "/leave")
+    try:
+        assert leaving.frame().payload == b"bye"
+        last = leaving.frame()
+        assert (last.opcode, last.payload[:2]) == (CLOSE, b"\x03\xe8")  # 1000
+    finally:
+        leaving.close()
 
 
 @ALL
-def test_unix_socket(proxy: type[Proxy]) -> None:
+@pytest.mark.usefixtures("server")
+def test_unix_socket(proxy: type[Proxy], unix: str) -> None:
     """A server on a Unix socket is reached."""
-    with open_folder("socket-") as folder, Server("echo_websocket:app", workers=1, bind=[f"unix:{folder}/s"]):
-        with proxy(f"--server=unix:{folder}/s") as front:
-            assert environ(front.port)["HTTP_X_FORWARDED_FOR"] == ADDRESS
-            websocket = WebSocketWire(front.port)
-            websocket.write(frame(TEXT, b"hello"))
-            assert websocket.frame().payload == b"hello"
-            websocket.close()
+    with proxy(f"--server={unix}") as front:
+        assert environ(front.port)["HTTP_X_FORWARDED_FOR"] == ADDRESS
+        websocket = WebSocketWire(front.port)
+        websocket.write(frame(TEXT, b"hello"))
+        assert websocket.frame().payload == b"hello"
+        websocket.close()
+
+
+@pytest.fixture(scope="module")
+def machines() -> Iterator[tuple[Server, Server]]:
+    """Two of us."""
+    with Server(workers=1) as first, Server(workers=1) as second:
+        yield first, second
 
 
 BY_ADDRESS = [(Nginx, "hash"), (Nginx, "ip-hash"), (Haproxy, "hash"), (Haproxy, "ip-hash"), (Caddy, "ip-hash")]
 
 
 @pytest.mark.parametrize(("proxy", "stickiness"), BY_ADDRESS)
-def test_machines_by_address(proxy: type[Proxy], stickiness: str) -> None:
+def test_machines_by_address(proxy: type[Proxy], stickiness: str, machines: tuple[Server, Server]) -> None:
     """Of two machines, each address always reaches the same one, and both are used."""
-    with Server(workers=1) as first, Server(workers=1) as second:
-        flags = [f"--server={HOST}:{server.port}" for server in (first, second)]
-        with proxy(*flags, f"--stickiness={stickiness}") as front:
-            served = {}
-            for address in addresses(20) + [f"127.{net}.3.1" for net in range(20)]:
-                pids = {get(front.port, "/", address).json()["pid"] for _ in range(3)}
-                assert len(pids) == 1, address
-                served[address] = pids.pop()
-            assert set(served.values()) == {first.worker_pids[0], second.worker_pids[0]}
+    flags = [f"--server={HOST}:{machine.port}" for machine in machines]
+    with proxy(*flags, f"--stickiness={stickiness}") as front:
+        served = {}
+        for address in addresses(20) + [f"127.{net}.3.1" for net in range(20)]:
+            pids = {get(front.port, "/", address).json()["pid"] for _ in range(3)}
+            assert len(pids) == 1, address
+            served[address] = pids.pop()
+    assert set(served.values()) == {machine.worker_pids[0] for machine in machines}
 
 
 BY_COOKIE = [Nginx, Haproxy, Apache, Caddy]
 
 
 @pytest.mark.parametrize("proxy", BY_COOKIE, ids=lambda proxy: proxy.name)
-def test_machines_by_cookie(proxy: type[Proxy]) -> None:
+def test_machines_by_cookie(proxy: type[Proxy], machines: tuple[Server, Server]) -> None:
     """Of two machines, each client that keeps its cookies always reaches the same one, and both are used."""
     if proxy is Nginx and version(proxy) < NEWER[Nginx][1]:
         pytest.skip("this nginx has no sticky")
-    with Server(workers=1) as first, Server(workers=1) as second:
-        flags = [f"--server={HOST}:{server.port}" for server in (first, second)]
-        with proxy(*flags, "--stickiness=cookie") as front:
-            served = set()
-            for _ in range(20):
-                greeted = get(front.port)
-                cookie = greeted.headers["Set-Cookie"].partition(";")[0]
-                pids = {greeted.json()["pid"]}
-                pids |= {get(front.port, headers={"Cookie": cookie}).json()["pid"] for _ in range(3)}
-                assert len(pids) == 1
-                served |= pids
-            assert served == {first.worker_pids[0], second.worker_pids[0]}
+    flags = [f"--server={HOST}:{machine.port}" for machine in machines]
+    with proxy(*flags, "--stickiness=cookie") as front:
+        served = set()
+        for _ in range(20):
+            greeted = get(front.port)
+            cookie = greeted.headers["Set-Cookie"].partition(";")[0]
+            pids = {greeted.json()["pid"]}
+            pids |= {get(front.port, headers={"Cookie": cookie}).json()["pid"] for _ in range(3)}
+            assert len(pids) == 1
+            served |= pids
+    assert served == {machine.worker_pids[0] for machine in machines}
 
 
 class Gunicorn(Process):
