@@ -6,6 +6,9 @@ import json
 import random
 import threading
 from collections import Counter
+from collections.abc import Iterator
+
+import pytest
 
 from harness import Server
 from upstream import Upstream, home, request, strangers
@@ -28,40 +31,44 @@ class UpstreamWebSocket(Upstream, WebSocketWire):
         return self.answer()
 
 
-def test_websocket() -> None:
+@pytest.fixture(scope="module")
+def server() -> Iterator[Server]:
+    """Four workers that speak WebSocket."""
+    with Server("echo_websocket:app", workers=4, args=KEEP) as server:
+        yield server
+
+
+def test_websocket(server: Server) -> None:
     """A connection that has moved, and moves again for it, becomes a WebSocket."""
-    with Server("echo_websocket:app", workers=4, args=KEEP) as server:
-        for client in strangers(8):
-            with UpstreamWebSocket(server.port) as upstream:
-                for other in strangers(5):
-                    assert upstream.ask(other).json()["slot"] == home(other)
-                early = [frame(TEXT, b"early"), frame(TEXT, b"x" * 3000)]
-                assert upstream.upgrade(client, "/echo", *early).status == 101
-                assert [upstream.frame().payload for _ in early] == [b"early", b"x" * 3000]
-                for size in (0, 1, 125, 70_000):
-                    upstream.write(frame(TEXT, b"x" * size))
-                    assert upstream.frame().payload == b"x" * size
+    for client in strangers(8):
+        with UpstreamWebSocket(server.port) as upstream:
+            for other in strangers(5):
+                assert upstream.ask(other).json()["slot"] == home(other)
+            early = [frame(TEXT, b"early"), frame(TEXT, b"x" * 3000)]
+            assert upstream.upgrade(client, "/echo", *early).status == 101
+            assert [upstream.frame().payload for _ in early] == [b"early", b"x" * 3000]
+            for size in (0, 1, 125, 70_000):
+                upstream.write(frame(TEXT, b"x" * size))
+                assert upstream.frame().payload == b"x" * size
 
 
-def test_websocket_refused() -> None:
+def test_websocket_refused(server: Server) -> None:
     """An upgrade that the app refuses is answered by the client's worker."""
-    with Server("echo_websocket:app", workers=4, args=KEEP) as server:
-        for client in strangers(5):
-            with UpstreamWebSocket(server.port) as upstream:
-                upstream.ask(strangers(4)[-1])
-                assert upstream.upgrade(client, "/refuse").status == 403
+    for client in strangers(5):
+        with UpstreamWebSocket(server.port) as upstream:
+            upstream.ask(strangers(4)[-1])
+            assert upstream.upgrade(client, "/refuse").status == 403
 
 
-def test_simple_websocket() -> None:
+def test_simple_websocket(server: Server) -> None:
     """simple-websocket, which takes the socket from behind our back, finds the right one."""
-    with Server("echo_websocket:app", workers=4, args=KEEP) as server:
-        for client in strangers(5):
-            with UpstreamWebSocket(server.port) as upstream:
-                upstream.ask(strangers(4)[-1])
-                assert upstream.upgrade(client, "/simple-websocket").status == 101
-                for text in (b"one", b"x" * 10_000):
-                    upstream.write(frame(TEXT, text))
-                    assert upstream.frame().payload == text
+    for client in strangers(5):
+        with UpstreamWebSocket(server.port) as upstream:
+            upstream.ask(strangers(4)[-1])
+            assert upstream.upgrade(client, "/simple-websocket").status == 101
+            for text in (b"one", b"x" * 10_000):
+                upstream.write(frame(TEXT, text))
+                assert upstream.frame().payload == text
 
 
 def test_polling_sessions() -> None:
