@@ -308,21 +308,26 @@ def test_listen() -> None:
         assert len(server.find(REACHES)) == 1
 
 
-@pytest.mark.parametrize("app", ["flask_cluster:app", "flask_cluster:create_app()"])
+@pytest.fixture(scope="module", params=["flask_cluster:app", "flask_cluster:create_app()"])
+def flask(request: pytest.FixtureRequest) -> Iterator[Server]:
+    """A Flask-SocketIO app, made at import or in a factory."""
+    with Server(request.param, workers=WORKERS) as server:
+        yield server
+
+
 @pytest.mark.parametrize("transport", TRANSPORTS)
-def test_flask_socketio(app: str, transport: str) -> None:
-    """A Flask-SocketIO app, made at import or in a factory: its emit() and send() reach all workers' clients."""
-    with Server(app, workers=WORKERS) as server:
-        everybody = [clients_of(slot, 1, workers=WORKERS)[0] for slot in range(WORKERS)]
-        with members(server.port, everybody, transport) as (first, second):
-            pid = int(get(server.port, "/emit", first.address).body)
-            assert [first.next(), second.next()] == [("visit", (pid,))] * 2
-            assert first.call("shout", "hi") == pid
-            assert [first.next(), second.next()] == [("heard", ("hi",))] * 2
-            assert second.call("enter", "room") is None
-            assert first.call("whisper", "room", "psst") is None
-            assert second.next() == ("heard", ("psst",))
-            assert first.events.empty()
+def test_flask_socketio(flask: Server, transport: str) -> None:
+    """Flask-SocketIO's emit() and send() reach all workers' clients."""
+    everybody = [clients_of(slot, 1, workers=WORKERS)[0] for slot in range(WORKERS)]
+    with members(flask.port, everybody, transport) as (first, second):
+        pid = int(get(flask.port, "/emit", first.address).body)
+        assert [first.next(), second.next()] == [("visit", (pid,))] * 2
+        assert first.call("shout", "hi") == pid
+        assert [first.next(), second.next()] == [("heard", ("hi",))] * 2
+        assert second.call("enter", "room") is None
+        assert first.call("whisper", "room", "psst") is None
+        assert second.next() == ("heard", ("psst",))
+        assert first.events.empty()
 
 
 SINGLE = """
