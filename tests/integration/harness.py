@@ -715,7 +715,8 @@ def _environment(extra: Mapping[str, str]) -> dict[str, str]:
         for name, value in os.environ.items()
         if not name.startswith(ours) and name not in ("WEB_CONCURRENCY", "PYTHONWARNINGS", "NOTIFY_SOCKET")
     }
-    return {**inherited, "PYTHONUNBUFFERED": "1", **extra}
+    # Bytecode could be taken for that of another source file, written in the same second.
+    return {**inherited, "PYTHONUNBUFFERED": "1", "PYTHONDONTWRITEBYTECODE": "1", **extra}
 
 
 class Server(Process):

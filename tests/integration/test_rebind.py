@@ -37,7 +37,7 @@ class Site:
             workers=2,
             bind=(),
             args=("-c", "site_config.py"),
-            env={"PYTHONPATH": os.fspath(APPS), "PYTHONDONTWRITEBYTECODE": "1"},
+            env={"PYTHONPATH": os.fspath(APPS)},
             cwd=place,
             router=router,
         )

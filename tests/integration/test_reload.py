@@ -47,8 +47,7 @@ class Site:
             workers=None,
             door=door,
             args=("-c", "site_config.py"),
-            # Bytecode could be taken for that of a source file written in the same second.
-            env={"PYTHONPATH": os.fspath(APPS), "PYTHONDONTWRITEBYTECODE": "1", "WEB_CONCURRENCY": "2"},
+            env={"PYTHONPATH": os.fspath(APPS), "WEB_CONCURRENCY": "2"},
             cwd=place,
             router=router,
         )

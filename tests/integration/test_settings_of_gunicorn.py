@@ -386,7 +386,7 @@ def test_reload(tmp_path: Path) -> None:
     text = "def app(environ, start_response):\n    start_response('200 OK', [])\n    return [b'{}']\n"
     place = write_app(tmp_path, text.format("first"))
     args = ("--reload", "--reload-engine", "poll")
-    with Server("app:app", workers=2, args=args, cwd=place, env={"PYTHONDONTWRITEBYTECODE": "1"}) as server:
+    with Server("app:app", workers=2, args=args, cwd=place) as server:
         assert get(server.port).body == b"first"
         mark = server.mark()
         write_app(tmp_path, text.format("second"))

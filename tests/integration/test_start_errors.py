@@ -51,7 +51,7 @@ def server_in(
         workers=workers,
         bind=["127.0.0.1:0", f"unix:{place / 'socket'}"],
         args=["--pid", str(place / "pid"), "--pythonpath", str(APPS), *args],
-        env={"PYTHONDONTWRITEBYTECODE": "1", **(env or {})},
+        env=env,
         cwd=place,
         ready=False,
     )

@@ -108,8 +108,7 @@ def test_new_version_that_cannot_be_loaded(tmp_path: Path) -> None:
     shutil.copy(APPS / "whoami.py", tmp_path / "version.py")
     good = (tmp_path / "version.py").read_text()
     args = ["--pid", "the.pid"]
-    env = {"PYTHONDONTWRITEBYTECODE": "1"}
-    with Server("version:app", workers=2, args=args, env=env, cwd=tmp_path) as server:
+    with Server("version:app", workers=2, args=args, cwd=tmp_path) as server:
         with watched(server, switches=1) as load:
             (tmp_path / "version.py").write_text(BAD)
             mark = server.mark()
