@@ -15,6 +15,8 @@ PYTHON ?= python3
 export PATH := $(PATH):/usr/sbin:/sbin
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 BIN := .venv/bin
+# pytest rewrites the tests once, not in each of its processes each time.
+unexport PYTHONDONTWRITEBYTECODE
 # Hundreds of Node's clients through real proxies: they get the cores to themselves.
 CROWDS := tests/integration/test_proxied_clients.py tests/integration/test_proxied_connections.py
 
@@ -28,7 +30,9 @@ apt-get = $(SUDO) apt-get update -qq && DEBIAN_FRONTEND=noninteractive $(SUDO) a
 serve: .venv/example.stamp examples/chat/node_modules/.stamp
 	$(BIN)/sticky-session serve --chdir examples/chat app:app
 
+# The servers that tests start write no bytecode; they find it.
 test: style docs .venv/test.stamp .venv/tools.stamp .venv/proxies.stamp tests/clients/node_modules/.stamp examples/chat/node_modules/.stamp
+	$(BIN)/python -m compileall -q sticky_session tests/apps
 	$(BIN)/python -m pytest --numprocesses 3 --dist loadfile $(CROWDS:%=--ignore %)
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(CROWDS)
 
