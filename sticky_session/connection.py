@@ -164,13 +164,27 @@ class Connection:
     # --- requests
 
     def serve(self) -> None:
-        """Serve what has arrived, in a greenlet; then the connection rests, or ends."""
+        """Serve what has arrived, in a greenlet; then the connection rests, or ends.
+
+        The app is called from as few frames as can be, and they hold little: a WebSocket keeps them for days.
+        """
         rests = False
         try:
             if self.server.tls is not None and not self.transport.secure:
                 rests = self._shake_hands(self.server.tls)
             else:
-                rests = self._serve_arrived()
+                handler = Handler(self)
+                served = 0
+                while self._take_request(handler):
+                    handler.respond()
+                    if not self._finish_request(handler):
+                        break
+                    served += 1
+                    if served % TURN_REQUESTS == 0:
+                        gevent.sleep(0)
+                    if not self.rfile and not self.transport.has_decrypted():
+                        rests = self._may_rest()
+                        break
         finally:
             # What the app has closed can't be watched.
             if rests and not self.transport.closed:
@@ -187,30 +201,10 @@ class Connection:
             return False
         return True
 
-    def _serve_arrived(self) -> bool:
-        """Serve requests until none has arrived.
+    def _take_request(self, handler: Handler) -> bool:
+        """Read the next request, and have the handler take it.
 
-        :returns: whether another may follow
-        """
-        handler = Handler(self)
-        served = 0
-        while self._serve_one(handler):
-            served += 1
-            if served % TURN_REQUESTS == 0:
-                gevent.sleep(0)
-            if self.rfile or self.transport.has_decrypted():
-                continue
-            # Where the worker retires: a client that has not been told so can be told by the next response.
-            if not self.server.worker.alive and self.trust is None and not self.transport.has_input():
-                return False
-            self.phase = Phase.IDLE
-            return True
-        return False
-
-    def _serve_one(self, handler: Handler) -> bool:
-        """Serve the next request.
-
-        :returns: whether another may follow
+        :returns: whether there is one to respond to
         """
         raw: bytes | None = None
         try:
@@ -244,7 +238,7 @@ class Connection:
             return False
         self.phase = Phase.BUSY
         self.deadline = FOREVER
-        has_body = head.chunked or bool(head.content_length)
+        has_body = head.has_body
         if has_body:
             self.transport.settimeout(STALL_SECONDS)
         body = Body(
@@ -254,8 +248,17 @@ class Connection:
             invite=handler.invite_body if head.expects_continue and has_body else None,
         )
         self.server.worker.count_request()
-        keep = handler.respond(head, environ, body, application)
-        if has_body:
+        handler.take(head, environ, body, application)
+        return True
+
+    def _finish_request(self, handler: Handler) -> bool:
+        """Bring a request to its end that has been responded to.
+
+        :returns: whether another may follow
+        """
+        head, body = handler.head, handler.body
+        keep = not handler.close_connection
+        if head.has_body:
             keep = keep and self._discard(body)
             self.unread = self.unread or body.left > 0
             self.transport.settimeout(None)
@@ -263,6 +266,14 @@ class Connection:
             # The client did not expect it, and may have sent its next request already.
             self.unread = self.transport.has_input()
         return keep
+
+    def _may_rest(self) -> bool:
+        """Whether the connection may wait for another request."""
+        # Where the worker retires: a client that has not been told so can be told by the next response.
+        if not self.server.worker.alive and self.trust is None and not self.transport.has_input():
+            return False
+        self.phase = Phase.IDLE
+        return True
 
     def _elsewhere(self, homes: Homes, head: Head) -> int | None:
         """The slot that the request belongs to; None if it is to be served here."""

@@ -57,12 +57,11 @@ class Handler(pywsgi.WSGIHandler):  # type: ignore[misc]
 
     # --- a request
 
-    def respond(self, head: Head, environ: dict[str, Any], body: Body, application: Any) -> bool:
-        """Run the app, and send what it answers.
+    def take(self, head: Head, environ: dict[str, Any], body: Body, application: Any) -> None:
+        """Take the next request.
 
         :param environ: without ``wsgi.input`` and ``gunicorn.sock``
         :param application: the app
-        :returns: whether the connection can be used after it
         """
         self.time_start = time.time()
         self.head = head
@@ -80,22 +79,35 @@ class Handler(pywsgi.WSGIHandler):  # type: ignore[misc]
         self.response_length = 0
         self.code = 0
         self._left = None
+
+    def respond(self) -> None:
+        """Run the app, and send what it answers; ``close_connection`` says then whether the connection can be used."""
+        websocket: WebSocket | None = None
         try:
             if self.server.pre_request is not None:
-                self.server.pre_request(self.server.worker, Request(head))
-            if "HTTP_UPGRADE" in environ and wants_websocket(head):
-                self._run_upgrade()
-            else:
-                self.run_application()
+                self.server.pre_request(self.server.worker, Request(self.head))
+            if "HTTP_UPGRADE" in self.environ and wants_websocket(self.head):
+                websocket = self._offer_websocket()
+                if websocket is None:
+                    return
+            code = INTERNAL_ERROR
+            try:
+                self.result = self.application(self.environ, self.start_response)
+                self._send_result()
+                code = NORMAL
+            finally:
+                if websocket is not None and websocket.opened:
+                    websocket.close(code)
+                    self.connection.unread = True
         except gevent.GreenletExit:
             self.close_connection = True
         except WebSocketError:
             # The client has gone, or the closing handshake has begun, and the app let us know that it noticed.
             self.close_connection = True
         except OSError:
-            if body.failure is not None:
+            if self.body.failure is not None:
                 # The app had it from the body, or its framework made another OSError of that.
-                self._answer_error(f"{body.failure.status} {REASONS[body.failure.status]}")
+                self._answer_error(f"{self.body.failure.status} {REASONS[self.body.failure.status]}")
             elif self.connection.gone:
                 self.close_connection = True
             else:
@@ -105,10 +117,9 @@ class Handler(pywsgi.WSGIHandler):  # type: ignore[misc]
             self._fail()
         finally:
             self.time_finish = time.time()
-            if not self._upgraded:
+            if websocket is None or not websocket.opened:
                 self.log_request()
             self._call_post_request()
-        return not self.close_connection
 
     def invite_body(self) -> None:
         """Send 100 Continue, if it isn't too late for that."""
@@ -219,8 +230,22 @@ class Handler(pywsgi.WSGIHandler):  # type: ignore[misc]
             if piece:
                 self.connection.send(piece)
 
+    def _send_result(self) -> None:
+        """Send what the app returned; after an upgrade it is not sent."""
+        try:
+            if self._upgraded:
+                for _ in self.result or ():
+                    pass
+            else:
+                self.process_result()
+        finally:
+            close = getattr(self.result, "close", None)
+            self.result = None
+            if close is not None:
+                close()
+
     def process_result(self) -> None:
-        """Send what the app returned."""
+        """Send each piece of the body."""
         for data in self.result:
             if data:
                 self.write(data)
@@ -242,27 +267,23 @@ class Handler(pywsgi.WSGIHandler):  # type: ignore[misc]
         websocket = self.connection.websocket
         return websocket is not None and websocket.opened
 
-    def _run_upgrade(self) -> None:
-        """Run the app with a WebSocket that it may use."""
+    def _offer_websocket(self) -> WebSocket | None:
+        """Have the app find a WebSocket that it may use.
+
+        :returns: None if the client's handshake is wrong, which has been answered
+        """
         self.close_connection = True
         try:
             accept = accept_key(self.environ)
         except HandshakeError as error:
             self.start_response(error.status, [*error.headers, ("Content-Length", "0")])
             self.write(b"")
-            return
+            return None
         websocket = WebSocket(self.environ, self, accept, self.server.message_bytes())
         self.connection.websocket = websocket
         self.environ["wsgi.websocket"] = websocket
         self.environ["wsgi.websocket_version"] = "13"
-        code = INTERNAL_ERROR
-        try:
-            self.run_application()
-            code = NORMAL
-        finally:
-            if websocket.opened:
-                websocket.close(code)
-                self.connection.unread = True
+        return websocket
 
     def send_upgrade(self, accept: str) -> None:
         """Answer the opening handshake. Called when the app uses the WebSocket for the first time."""
@@ -281,23 +302,6 @@ class Handler(pywsgi.WSGIHandler):  # type: ignore[misc]
         self.log_request()
         if not self.server.worker.alive:
             self.connection.retire()
-
-    def run_application(self) -> None:
-        """Call the app and send what it returns; what it returns after an upgrade is not sent."""
-        if self.connection.websocket is None:
-            super().run_application()
-            return
-        self.result = self.application(self.environ, self.start_response)
-        try:
-            if self._upgraded:
-                for _ in self.result or ():
-                    pass
-            else:
-                self.process_result()
-        finally:
-            if hasattr(self.result, "close"):
-                self.result.close()
-            self.result = None
 
     # --- logs and hooks
 

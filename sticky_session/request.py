@@ -118,6 +118,11 @@ class Head:
     expects_continue: bool
 
     @property
+    def has_body(self) -> bool:
+        """Whether there is a body, and something in it."""
+        return self.chunked or bool(self.content_length)
+
+    @property
     def fields(self) -> list[tuple[str, str]]:
         """Names and values in the order sent, text in latin-1. Made when asked for, which most requests don't do."""
         split = (line.partition(":") for line in self.lines)
