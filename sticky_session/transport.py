@@ -1,6 +1,6 @@
 """The socket of one client. Most connections are answered with what one recv(2) brings and one send(2) takes, and then
-wait: so nothing is made for them but the standard library's socket, until something has to wait in a greenlet, or the
-app asks for the socket.
+wait: so nothing is made for them but the standard library's socket and a watcher of what comes, until a client doesn't
+take what is sent, a wait has a limit, or the app asks for the socket.
 """
 
 from __future__ import annotations
@@ -17,7 +17,9 @@ from socket import MSG_DONTWAIT, MSG_PEEK, SHUT_RDWR, SHUT_WR, SO_LINGER, SOCK_N
 from typing import TYPE_CHECKING, Any
 
 import gevent
+from gevent.exceptions import ConcurrentObjectUseError
 from gevent.monkey import get_original
+from gevent.socket import cancel_wait
 from gevent.socket import socket as GeventSocket
 
 from sticky_session.reader import BUFFER_BYTES
@@ -35,6 +37,10 @@ _LOOK_NOW = int(MSG_DONTWAIT | MSG_PEEK)
 _epoll = get_original("select", "epoll")
 
 
+class _HandedOverError(Exception):
+    """There is gevent's socket now, which may be closed before anything comes."""
+
+
 class Transport:
     """Receives from one client, and sends to it.
 
@@ -43,7 +49,7 @@ class Transport:
     :ivar secure: whether TLS is spoken
     """
 
-    __slots__ = ("_raw", "_timeout", "_waiting", "_watcher", "secure")
+    __slots__ = ("_raw", "_receiving", "_timeout", "_waiting", "_watcher", "secure")
 
     def __init__(self, descriptor: int, family: int) -> None:
         # SOCK_NONBLOCK sets nothing on the descriptor here. Without it methods would wait as long as the app's
@@ -52,6 +58,8 @@ class Transport:
         # gevent's socket, or its TLS socket, when there is one; the other is the one within it then.
         self._waiting: Any = None
         self._watcher: Any = None
+        # Whether a greenlet waits by the watcher.
+        self._receiving = False
         self._timeout: float | None = None
         self.secure = False
 
@@ -85,6 +93,8 @@ class Transport:
             # The app's socket.setdefaulttimeout() is not meant for its clients.
             self._waiting.settimeout(self._timeout)
             self._raw = self._waiting._sock
+            if self._receiving:
+                cancel_wait(self._watcher, _HandedOverError)
         return self._waiting
 
     @property
@@ -173,11 +183,41 @@ class Transport:
         :raises TimeoutError: nothing has come
         :raises OSError: the connection broke
         """
-        if self._waiting is None:
-            with contextlib.suppress(BlockingIOError):
-                return self._raw.recv(size, _NOW)
+        while self._waiting is None:
+            arrived = self._arrived(size)
+            if arrived is not None:
+                return arrived
+            if self._timeout is not None:
+                break
+            self._wait()
         data: bytes = self.socket.recv(size)
         return data
+
+    def _arrived(self, size: int) -> bytes | None:
+        """What has come; None if nothing has.
+
+        An exception makes an object of each frame that it passes, which stays for as long as the frame does: so it must
+        not get into one that waits.
+        """
+        try:
+            return self._raw.recv(size, _NOW)
+        except BlockingIOError:
+            return None
+
+    def _wait(self) -> None:
+        """Wait until something comes, or gevent's socket has been made; or for nothing at all."""
+        if self._receiving:
+            raise ConcurrentObjectUseError("two greenlets receive from one client")
+        # Not Hub.wait(), nor gevent's socket: both keep more of the C stack, for as long as a WebSocket is silent.
+        self.watch(gevent.getcurrent().switch)
+        self._receiving = True
+        try:
+            gevent.get_hub().switch()
+        except _HandedOverError:
+            return
+        finally:
+            self._receiving = False
+            self.unwatch()
 
     def send(self, data: memoryview) -> int:
         """Send some of it.
