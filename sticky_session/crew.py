@@ -64,6 +64,8 @@ class _Member(Greenlet):  # type: ignore[misc]
 
     # What is in its __dict__ is the app's.
     __slots__ = ("_crew", "job")
+    # gevent notes where each was spawned, ten frames deep. For these that is one place.
+    spawning_stack_limit = 1
 
     def __init__(self, crew: Crew) -> None:
         super().__init__()
