@@ -143,7 +143,7 @@ def their_head(data: bytes) -> Head:
         path,
         query,
         "HTTP/" + parser.get_http_version(),
-        [],
+        "",
         environ,
         None if length is None else int(length),
         "HTTP_TRANSFER_ENCODING" in environ,
@@ -184,7 +184,7 @@ def main() -> None:
     """Measure, compare, and print tables."""
     for data in (SMALL, BROWSER):
         our, their = ours(data), their_head(data)
-        if replace(our, lines=[]) != their:
+        if replace(our, text="") != their:
             raise SystemExit(f"they differ: {our}\n{their}")
     works = {"ours, Head": ours, "httptools, fields": their_fields, "httptools, Head": their_head}
     print(f"httptools {httptools.__version__}\n")

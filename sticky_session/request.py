@@ -99,7 +99,7 @@ class Head:
     :ivar scheme: the scheme of a target in absolute form, in lower case; otherwise empty
     :ivar path: the target's path without its query, still percent-encoded
     :ivar version: ``HTTP/1.0`` or ``HTTP/1.1``, by which the request is served; a higher minor version is the latter
-    :ivar lines: the fields' lines as sent, text in latin-1
+    :ivar text: all of it as sent, without the empty line, text in latin-1
     :ivar environ: the WSGI environ's share of the fields
     :ivar content_length: the body's length in bytes; None if there is no body or it is chunked
     """
@@ -110,7 +110,7 @@ class Head:
     path: str
     query: str
     version: str
-    lines: list[str]
+    text: str
     environ: dict[str, str]
     content_length: int | None
     chunked: bool
@@ -125,8 +125,13 @@ class Head:
     @property
     def fields(self) -> list[tuple[str, str]]:
         """Names and values in the order sent, text in latin-1. Made when asked for, which most requests don't do."""
-        split = (line.partition(":") for line in self.lines)
+        split = (line.partition(":") for line in self.text.split("\r\n")[1:])
         return [(name, value.strip(" \t")) for name, _, value in split]
+
+    def forget_fields(self) -> None:
+        """Make room, where nobody is going to ask for them any more."""
+        self.text = ""
+        self.environ.clear()
 
 
 def parse(head: str, limits: Limits, underscores: str = "drop", allowed: frozenset[str] = frozenset()) -> Head:
@@ -187,7 +192,7 @@ def parse(head: str, limits: Limits, underscores: str = "drop", allowed: frozens
         path,
         query,
         version,
-        lines,
+        head,
         environ,
         content_length,
         chunked,

@@ -461,8 +461,8 @@ def test_access_log(tmp_path: Path) -> None:
         get(server.port, "/env?a=b", headers=headers)
         pid = get(server.port).json()["pid"]
         with connect(server.port) as sock:
-            client = websocket.create_connection(f"ws://127.0.0.1:{server.port}/", socket=sock, timeout=20)
-            client.close()
+            url = f"ws://127.0.0.1:{server.port}/"
+            websocket.create_connection(url, header={"X-Tag": "tag"}, socket=sock, timeout=20).close()
         wait_until(lambda: path.read_text().count("\n") == 3)
         first, second, third = (line.split("|") for line in path.read_text().splitlines())
         size = int(first.pop(6))
@@ -483,6 +483,7 @@ def test_access_log(tmp_path: Path) -> None:
         ]
         assert second[:6] == [ADDRESS, "GET", "/", "", "HTTP/1.1", "200"]
         assert third[:6] == [ADDRESS, "GET", "/", "", "HTTP/1.1", "101"]
+        assert third[9] == "tag"
         path.rename(tmp_path / "old.log")
         server.signal(signal.SIGUSR1)
         wait_until(path.exists)
@@ -562,7 +563,7 @@ def pre_request(worker, req):
     note("pre_request", worker.pid, req.method, req.path, req.query, dict(req.headers)["X-TAG"])
 
 def post_request(worker, req, environ, resp):
-    note("post_request", worker.pid, req.uri, environ["PATH_INFO"], resp.status)
+    note("post_request", worker.pid, req.uri, environ["PATH_INFO"], resp.status, dict(req.headers)["X-TAG"])
 """
 
 
@@ -587,7 +588,7 @@ def test_hooks(tmp_path: Path) -> None:
     hooks = Hooks(tmp_path / "notes")
     config = tmp_path / "conf.py"
     config.write_text(f"PATH = {str(tmp_path / 'notes')!r}\n{HOOKS}")
-    with Server(workers=2, args=("-c", str(config), "--graceful-timeout", "5")) as server:
+    with Server("survivor:app", workers=2, args=("-c", str(config), "--graceful-timeout", "5")) as server:
         arbiter = server.arbiter_pid
         first, second = server.worker_pids[0], server.worker_pids[1]
         assert hooks.notes("on_starting") == [[str(arbiter)]]
@@ -602,7 +603,11 @@ def test_hooks(tmp_path: Path) -> None:
         get(server.port, "/env?a=b", headers=tag)
         pid = get(server.port, headers=tag).json()["pid"]
         hooks.wait_for("pre_request", pid, pid, "GET", "/env", "a=b", "tag")
-        hooks.wait_for("post_request", pid, pid, "/env?a=b", "/env", "200", "OK")
+        hooks.wait_for("post_request", pid, pid, "/env?a=b", "/env", "200", "OK", "tag")
+        with connect(server.port) as sock:
+            url = f"ws://127.0.0.1:{server.port}/"
+            websocket.create_connection(url, header=tag, socket=sock, timeout=20).close()
+        hooks.wait_for("post_request", pid, pid, "/", "/", "101", "Switching", "Protocols", "tag")
 
         mark = server.mark()
         os.kill(first, signal.SIGINT)
