@@ -300,7 +300,7 @@ class Handler(pywsgi.WSGIHandler):  # type: ignore[misc]
             self.connection.send(b"HTTP/1.1 101 Switching Protocols\r\n" + lines + b"\r\n")
         self.time_finish = time.time()
         self.log_request()
-        if self.server.post_request is None:
+        if self.server.pre_request is None and self.server.post_request is None:
             # Nobody asks for them any more, and the WebSocket may be open for days.
             self.head.forget_fields()
             self.response_headers.clear()

@@ -210,6 +210,7 @@ class Transport:
             raise ConcurrentObjectUseError("two greenlets receive from one client")
         # Not Hub.wait(), nor gevent's socket: both keep more of the C stack, for as long as a WebSocket is silent.
         self.watch(gevent.getcurrent().switch)
+        watcher = self._watcher
         self._receiving = True
         try:
             gevent.get_hub().switch()
@@ -217,7 +218,7 @@ class Transport:
             return
         finally:
             self._receiving = False
-            self.unwatch()
+            watcher.stop()
 
     def send(self, data: memoryview) -> int:
         """Send some of it.
@@ -270,16 +271,20 @@ class Transport:
         poll.close()
 
     def close(self) -> None:
-        """Close it."""
-        if self._watcher is not None:
-            self._watcher.stop()
-            self._watcher.close()
-            self._watcher = None
-        if self._waiting is None:
-            self._raw.close()
-        else:
+        """Close it. A greenlet that an app has left waiting is told so first."""
+        watcher, self._watcher = self._watcher, None
+        if watcher is not None and not self._receiving:
+            watcher.stop()
+            watcher.close()
+        if self._waiting is not None:
             with contextlib.suppress(OSError):
                 self._waiting.close()
+        elif self._receiving:
+            hub = gevent.get_hub()
+            hub.cancel_wait(watcher, OSError(errno.EBADF, "The connection was closed in another greenlet"), True)
+            hub.loop.run_callback(self._raw.close)
+        else:
+            self._raw.close()
 
 
 class LazySocket:

@@ -100,6 +100,17 @@ def test_an_app_closes_the_socket_that_is_waited_for(ends: Ends) -> None:
         waiting.get(timeout=10)
 
 
+def test_the_end_comes_while_a_greenlet_of_the_app_waits(ends: Ends) -> None:
+    """It is told; nobody waits for ever."""
+    transport, _ = ends
+    waiting = receiver(transport)
+    transport.close()
+    with pytest.raises(OSError, match="closed in another greenlet"):
+        waiting.get(timeout=10)
+    gevent.sleep(0)
+    assert transport.closed
+
+
 def test_an_app_uses_its_socket_after_the_end(ends: Ends) -> None:
     """It is closed, as any socket is: it can be closed once more, and nothing else."""
     transport, _ = ends
