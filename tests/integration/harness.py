@@ -760,12 +760,12 @@ class Server(Process):
         if router != "listener":
             env = {"STICKY_SESSION_ROUTER": router, **(env or {})}
         super().__init__([*command, *args, app], env=env, cwd=cwd, prefix=prefix)
-        self._workers = workers
+        self._workers = workers or int(self._env.get("WEB_CONCURRENCY", len(os.sched_getaffinity(0))))
         self._ready = ready
 
     def _wait_ready(self) -> None:
         if self._ready:
-            self._wait_for_cluster(self._workers or len(os.sched_getaffinity(0)))
+            self._wait_for_cluster(self._workers)
 
 
 class Daemon(Server):

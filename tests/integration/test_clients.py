@@ -111,7 +111,7 @@ def python_client(port: int, address: str, transports: list[str]) -> tuple[list[
         client = socketio.Client(http_session=session, websocket_extra_options=options, reconnection=False)
         gone = threading.Event()
         client.on("disconnect", lambda *_: gone.set())
-        client.connect(f"http://127.0.0.1:{port}", transports=transports)
+        client.connect(f"http://127.0.0.1:{port}", transports=transports, wait_timeout=ANSWER_SECONDS)
         try:
             for event in range(EVENTS):
                 data, pid = client.call("echo", f"event {event}", timeout=ANSWER_SECONDS)

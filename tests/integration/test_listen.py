@@ -48,6 +48,9 @@ IMPORTS = "import sticky_session as sticky\n"
 LISTEN = PATCH + WHOAMI + IMPORTS + 'sticky.listen(app, ("127.0.0.1", 0), control_socket_disable=True, {more})\n'
 
 
+# Those that this process, and so the script, may use.
+PROCESSORS = len(os.sched_getaffinity(0))
+
 # As where a script runs as a service. Without it, lines that several processes print could be mixed.
 BUFFERED = {"PYTHONUNBUFFERED": ""}
 
@@ -73,7 +76,7 @@ def test_as_written(tmp_path: Path) -> None:
     port = free_port()
     script = Script(
         PATCH + WHOAMI + SNIPPET.format(port=port),
-        workers=os.cpu_count(),
+        workers=PROCESSORS,
         env={**BUFFERED, "HOME": str(tmp_path)},
     )
     with script:
@@ -84,7 +87,7 @@ def test_as_written(tmp_path: Path) -> None:
         assert {who(port, address)["pid"] for address in addresses(60)} == set(script.worker_pids.values())
         assert who(port)["worker_id"] == who(port)["slot"]
     assert len(script.find("server started on 3000 port")) == 1
-    assert len(script.find(r"worker \d")) == os.cpu_count()
+    assert len(script.find(r"worker \d")) == PROCESSORS
     assert "Traceback" not in script.log
 
 
@@ -93,7 +96,7 @@ def test_not_patched(tmp_path: Path) -> None:
     port = free_port()
     script = Script(
         WHOAMI.replace("whoami", "plain") + SNIPPET.format(port=port),
-        workers=os.cpu_count(),
+        workers=PROCESSORS,
         cwd=tmp_path,
         env={**BUFFERED, "HOME": str(tmp_path)},
     )
@@ -658,7 +661,7 @@ def test_socket_io(module: str, transports: list[str]) -> None:
     )
     with cluster(source, workers=2) as script:
         with socketio.SimpleClient() as client:
-            client.connect(f"http://127.0.0.1:{script.port}", transports=transports)
+            client.connect(f"http://127.0.0.1:{script.port}", transports=transports, wait_timeout=20)
             answers = [client.call("echo", number) for number in range(5)]
         assert [data for data, _ in answers] == list(range(5))
         assert len({pid for _, pid in answers}) == 1
