@@ -7,14 +7,14 @@ import os
 import re
 import socket
 from pathlib import Path
-from signal import SIGHUP, SIGKILL, SIGTERM
+from signal import SIGHUP, SIGKILL, SIGTERM, SIGUSR2
 
 import pytest
 
 from harness import APPS, Load, Server, addresses, descriptors, free_port, get, wait_until
 from midway import children_and_zombies
-from pending import UnixClient, is_refused
-from test_upgrade_usr2 import end, upgrade
+from pending import Gate, UnixClient, is_refused
+from test_upgrade_usr2 import end, upgrade, wait_for_listener_of
 
 APP = """
 {extra}
@@ -30,6 +30,7 @@ class Site:
 
     def __init__(self, place: Path, *binds: str, router: str = "listener") -> None:
         self._place = place
+        self.gate = Gate(place)
         self.write()
         self.configure(*binds)
         self.server = Server(
@@ -37,7 +38,7 @@ class Site:
             workers=2,
             bind=(),
             args=("-c", "site_config.py"),
-            env={"PYTHONPATH": os.fspath(APPS)},
+            env={"PYTHONPATH": os.fspath(APPS), **self.gate.env},
             cwd=place,
             router=router,
         )
@@ -148,12 +149,16 @@ def test_stop_in_the_middle_of_a_change_of_addresses(tmp_path: Path) -> None:
     paths = [tmp_path / "old", tmp_path / "new"]
     site = Site(tmp_path, f"unix:{paths[0]}")
     with site.server:
-        site.write("import time; time.sleep(2)")
+        site.gate.close()
+        site.write("import gated")
         site.configure(f"unix:{paths[1]}")
         mark = site.hang_up()
         site.server.wait_for("Booting worker", after=mark)
         assert [path.exists() for path in paths] == [True, True]
-        assert site.server.stop() == 0
+        site.server.signal(SIGTERM)
+        site.server.wait_for("Handling signal: term", after=mark)
+        site.gate.open()
+        assert site.server.wait() == 0
         assert [path.exists() for path in paths] == [False, False]
 
 
@@ -214,11 +219,16 @@ def test_new_arbiter_in_the_middle_of_a_change_of_addresses(tmp_path: Path) -> N
     old, new = free_port(), free_port()
     site = Site(tmp_path, f"127.0.0.1:{old}")
     with site.server as server:
-        site.write("import time; time.sleep(2)")
+        site.gate.close()
+        site.write("import gated")
         site.configure(f"127.0.0.1:{new}")
         mark = site.hang_up()
         server.wait_for("Booting worker", after=mark, count=2)
-        arbiter = upgrade(server)
+        server.signal(SIGUSR2)
+        server.wait_for("Handling signal: usr2", after=mark)
+        site.gate.open()
+        arbiter = int(server.wait_for(r"Listening at: .* \((\d+)\)", after=mark)[1])
+        wait_for_listener_of(server, arbiter, mark)
         server.signal(SIGTERM)
         assert server.wait() == 0
         assert server_port(new) == str(new)

@@ -12,7 +12,7 @@ import websocket
 
 from harness import APPS, ROUTERS, Load, Server, addresses, descriptors, get, wait_until
 from midway import Sessions, ask, children_and_zombies, clients_of, websocket_to
-from pending import stopped, take_turn
+from pending import Gate, stopped, take_turn
 
 APP = """
 import os
@@ -30,6 +30,10 @@ def app(environ, start_response):
 """
 
 
+# A configuration whose workers boot when the site's gate is open.
+GATED = "def post_fork(server, worker):\n import gated\n"
+
+
 class Site:
     """An app and a configuration file, which a test writes anew, and a server of them.
 
@@ -40,6 +44,7 @@ class Site:
 
     def __init__(self, place: Path, door: str = "gunicorn", router: str = "listener") -> None:
         self._place = place
+        self.gate = Gate(place)
         self.write(1)
         self.configure()
         self.server = Server(
@@ -47,7 +52,11 @@ class Site:
             workers=None,
             door=door,
             args=("-c", "site_config.py"),
-            env={"PYTHONPATH": os.fspath(APPS), "WEB_CONCURRENCY": "2"},
+            env={
+                "PYTHONPATH": os.fspath(APPS),
+                "WEB_CONCURRENCY": "2",
+                **self.gate.env,
+            },
             cwd=place,
             router=router,
         )
@@ -221,8 +230,8 @@ def test_failed_reload_leaves_the_ring(tmp_path: Path) -> None:
         site.write(3)
         mark = site.server.mark()
         os.kill(site.server.worker_pids[0], SIGKILL)
-        # That others could not boot is no reason to wait.
-        site.server.wait_for_worker(0, after=mark, timeout=1.5)
+        # That others could not boot is no reason to wait: after so many failures it would be four seconds.
+        site.server.wait_for_worker(0, after=mark, timeout=3.5)
         for _ in range(2):
             mark = site.server.mark()
             os.kill(site.server.listener_pid, SIGKILL)
@@ -241,7 +250,8 @@ def test_good_reload_before_a_bad_one(tmp_path: Path, extra: str, config: str) -
     site = Site(tmp_path)
     with site.server, Load(site.server.port, addresses(20)) as load:
         site.write(2)
-        site.configure("workers = 3\ndef post_fork(server, worker):\n import time; time.sleep(1)")
+        site.gate.close()
+        site.configure(f"workers = 3\n{GATED}")
         mark = site.hang_up()
         site.server.wait_for("Booting worker", count=3, after=mark)
         site.write(3, extra=extra)
@@ -249,6 +259,7 @@ def test_good_reload_before_a_bad_one(tmp_path: Path, extra: str, config: str) -
         site.hang_up()
         site.server.wait_for("Reload failed", after=mark)
         site.write(2)
+        site.gate.open()
         for slot in range(3):
             site.server.wait_for_worker(slot, after=mark)
         third = clients_of(2, 1, workers=3)[0]
@@ -352,22 +363,27 @@ def test_failed_reload_leaves_directory_environment_and_pid_file(tmp_path: Path,
 
 def test_killed_worker_while_new_ones_boot(site: Site) -> None:
     """Its replacement has the old environment, too."""
-    site.configure("raw_env = ['FLAVOUR=new']\ndef post_fork(server, worker):\n import time; time.sleep(5)")
+    site.gate.close()
+    site.configure(f"raw_env = ['FLAVOUR=new']\n{GATED}")
     mark = site.hang_up()
     site.server.wait_for("Booting worker", after=mark, count=2)
     mark = site.server.mark()
     os.kill(site.server.worker_pids[0], SIGKILL)
-    site.server.wait_for_worker(0, after=mark, timeout=4)
+    site.server.wait_for_worker(0, after=mark)
     assert {site.version(address) for address in addresses(8)} == {"1 -"}
+    site.gate.open()
 
 
 def test_old_workers_keep_their_timeout(site: Site) -> None:
     """A request that may take its time under the old configuration isn't ended by the new one."""
-    site.configure("timeout = 1\ndef post_fork(server, worker):\n import time; time.sleep(6)")
+    # The new workers, whom it does hold for, must not begin to serve before the request is over.
+    site.gate.close()
+    site.configure(f"timeout = 1\n{GATED}")
     mark = site.hang_up()
     site.server.wait_for("Booting worker", after=mark, count=2)
     assert get(site.server.port, "/hang").status == 200
     assert not site.server.find("WORKER TIMEOUT", after=mark)
+    site.gate.open()
 
 
 OTHERS_REAP = """
