@@ -63,7 +63,11 @@ class Chatter:
         if "websocket" in transports:
             self._socket = options["socket"] = connect(port, address)
         self._client = _Client(
-            http_session=self._session, websocket_extra_options=options, reconnection=False, handle_sigint=False
+            http_session=self._session,
+            websocket_extra_options=options,
+            request_timeout=SECONDS,
+            reconnection=False,
+            handle_sigint=False,
         )
         self._client.connect(f"http://127.0.0.1:{port}", transports=list(transports), wait_timeout=int(SECONDS))
         if room:

@@ -73,7 +73,11 @@ class Member:
         if transport == "websocket":
             options["socket"] = connect(port, address)
         self._client = OrderedClient(
-            http_session=self._session, websocket_extra_options=options, reconnection=False, handle_sigint=False
+            http_session=self._session,
+            websocket_extra_options=options,
+            request_timeout=WAIT_SECONDS,
+            reconnection=False,
+            handle_sigint=False,
         )
         for namespace in self.namespaces:
             self._client.on("*", self._receiver(namespace), namespace=namespace)

@@ -108,7 +108,12 @@ def python_client(port: int, address: str, transports: list[str]) -> tuple[list[
         options: dict[str, Any] = {}
         if "websocket" in transports:
             options["socket"] = connect(port, address)
-        client = socketio.Client(http_session=session, websocket_extra_options=options, reconnection=False)
+        client = socketio.Client(
+            http_session=session,
+            websocket_extra_options=options,
+            request_timeout=ANSWER_SECONDS,
+            reconnection=False,
+        )
         gone = threading.Event()
         client.on("disconnect", lambda *_: gone.set())
         client.connect(f"http://127.0.0.1:{port}", transports=transports, wait_timeout=ANSWER_SECONDS)

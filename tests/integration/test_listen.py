@@ -660,7 +660,7 @@ def test_socket_io(module: str, transports: list[str]) -> None:
         + ("sticky.listen(app, ('127.0.0.1', 0), workers=2, control_socket_disable=True)\n")
     )
     with cluster(source, workers=2) as script:
-        with socketio.SimpleClient() as client:
+        with socketio.SimpleClient(request_timeout=20) as client:
             client.connect(f"http://127.0.0.1:{script.port}", transports=transports, wait_timeout=20)
             answers = [client.call("echo", number) for number in range(5)]
         assert [data for data, _ in answers] == list(range(5))

@@ -40,15 +40,28 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def server(path: Path) -> Iterator[Server]:
-    """Four workers that take both versions."""
+def running(path: Path) -> Iterator[tuple[Server, int]]:
+    """Four workers that take both versions, and how many descriptors their listener has at rest."""
     args = ("--proxy-protocol", "auto", *ALLOWED, "--access-logfile", "-", "--access-logformat", ACCESS_LOG)
     with Server(workers=WORKERS, args=args, bind=("127.0.0.1:0", "[::]:0", f"unix:{path}")) as server:
         listener, before = server.listener_pid, descriptors(server.listener_pid)
-        yield server
+        yield server, before
         assert not server.find("Traceback|The listener failed|was lost")
         assert server.listener_pid == listener
         wait_until(lambda: descriptors(listener) <= before, what="the listener has closed everything")
+
+
+@pytest.fixture
+def server(running: tuple[Server, int]) -> Server:
+    return running[0]
+
+
+@pytest.fixture
+def at_rest(running: tuple[Server, int]) -> int:
+    """How many descriptors the listener has, when it has closed what it handed off in the tests before."""
+    server, count = running
+    wait_until(lambda: descriptors(server.listener_pid) <= count, what="the listener has closed everything")
+    return count
 
 
 def assert_client(wire: Wire, client: str, port: str, *, server_port: int) -> None:
@@ -72,17 +85,16 @@ def test_clients(server: Server, header: Header) -> None:
 
 
 @each_version
-def test_every_position(server: Server, header: Header) -> None:
+def test_every_position(server: Server, at_rest: int, header: Header) -> None:
     """Cut at any position, or alone in front of its request, a header is taken out, and not a byte more."""
     head = header(CLIENT, 5001)
     sent = head + REQUEST + NEXT
     listener = server.listener_pid
     with stopped(server.worker_pids[home(HOST, WORKERS)]), contextlib.ExitStack() as stack:
-        before = descriptors(listener)
         wires = [stack.enter_context(proxied(server.port)) for _ in head]
         for cut, wire in enumerate(wires):
             wire.sock.sendall(sent[:cut])
-        wait_until(lambda: descriptors(listener) == before + len(head), what="the listener waits for all")
+        wait_until(lambda: descriptors(listener) == at_rest + len(head), what="the listener waits for all")
         wires.append(stack.enter_context(proxied(server.port)))
         wires[-1].sock.sendall(head)
         for cut, wire in enumerate(wires):
@@ -286,26 +298,25 @@ def test_tls(door: str, certificate: tuple[Path, Path]) -> None:
 def test_late(header: Header) -> None:
     """A header that isn't whole in time: 408; a connection that has sent nothing is closed."""
     args = ("--proxy-protocol", "auto", "--head-timeout", "0.5")
-    with (
-        Server(workers=1, door="serve", args=args) as server,
-        proxied(server.port) as late,
-        proxied(server.port) as silent,
-    ):
-        late.sock.sendall(header(CLIENT)[:-1])
+    with Server(workers=1, door="serve", args=args) as server, contextlib.ExitStack() as stack:
+        # The time begins when they are accepted.
+        with stopped(server.listener_pid):
+            late, silent = (stack.enter_context(proxied(server.port)) for _ in range(2))
+            late.sock.sendall(header(CLIENT)[:-1])
         assert late.answer().status == 408
         assert late.ended()
         assert silent.ended()
 
 
-def test_gone_in_the_middle(server: Server) -> None:
+def test_gone_in_the_middle(server: Server, at_rest: int) -> None:
     """Clients that go in the middle of a header leave nothing behind."""
-    listener, before = server.listener_pid, descriptors(server.listener_pid)
+    listener = server.listener_pid
     heads = [*(v1(CLIENT)[:cut] for cut in range(40)), *(v2(CLIENT)[:cut] for cut in range(28))]
     with contextlib.ExitStack() as stack:
         for head in heads:
             stack.enter_context(proxied(server.port)).sock.sendall(head)
-        wait_until(lambda: descriptors(listener) == before + len(heads), what="the listener waits for all")
-    wait_until(lambda: descriptors(listener) <= before, what="the listener has closed them")
+        wait_until(lambda: descriptors(listener) == at_rest + len(heads), what="the listener waits for all")
+    wait_until(lambda: descriptors(listener) <= at_rest, what="the listener has closed them")
 
 
 @pytest.mark.parametrize("number", [SIGTERM, SIGHUP])

@@ -130,13 +130,19 @@ def test_pipelined_requests_of_several_clients(server: Server) -> None:
 # --- heads that are refused
 
 
+def accepted_later(server: Server) -> contextlib.AbstractContextManager[None]:
+    """What is sent within the block has arrived when the time that the server gives it begins."""
+    return stopped(server.listener_pid)
+
+
 def test_late(impatient: Server) -> None:
     """A head that isn't whole in time is answered with 408, also while it grows; a silent connection is closed."""
     with contextlib.ExitStack() as stack:
-        late = [stack.enter_context(proxied(impatient.port)) for _ in range(20)]
-        silent = stack.enter_context(proxied(impatient.port))
-        for cut, wire in enumerate(late, 1):
-            wire.sock.sendall(HEAD[: 5 * cut])
+        with accepted_later(impatient):
+            late = [stack.enter_context(proxied(impatient.port)) for _ in range(20)]
+            silent = stack.enter_context(proxied(impatient.port))
+            for cut, wire in enumerate(late, 1):
+                wire.sock.sendall(HEAD[: 5 * cut])
         for wire in late:
             # This far it is nobody's fault, and the answer must not be lost.
             wire.sock.sendall(b"x")
@@ -150,9 +156,10 @@ def test_late(impatient: Server) -> None:
 def test_late_crowd(impatient: Server) -> None:
     """However many are late at once, all get their answer."""
     with contextlib.ExitStack() as stack:
-        late = [stack.enter_context(proxied(impatient.port)) for _ in range(600)]
-        for wire in late:
-            wire.sock.sendall(b"GET / HTTP/1.1\r\n")
+        with accepted_later(impatient):
+            late = [stack.enter_context(proxied(impatient.port)) for _ in range(600)]
+            for wire in late:
+                wire.sock.sendall(b"GET / HTTP/1.1\r\n")
         assert Counter(wire.answer().status for wire in late) == {408: 600}
 
 
@@ -295,7 +302,7 @@ def test_five_thousand_slow_heads(server: Server) -> None:
             assert direct.answer().json()["slot"] == home(clients[turn], WORKERS)
             bursts.append((time.perf_counter() - began) * 1000)
         # All of them still wait: nobody's request was served at another's cost.
-        assert descriptors(listener) == before + count
+        wait_until(lambda: descriptors(listener) == before + count, what="the direct clients are handed off")
         assert rss(listener) - size < 40 * MEGABYTE
         for name, taken in [("alone", alone), (f"beside {count}", beside), (f"behind {count} bytes", sorted(bursts))]:
             print(
@@ -377,5 +384,5 @@ def test_kill() -> None:
                 wire.sock.sendall(HEAD + BODY)
                 assert wire.answer().json()["slot"] == home(CLIENT, 2)
         assert server.worker_pids == workers
-        assert descriptors(server.arbiter_pid) <= arbiter
+        wait_until(lambda: descriptors(server.arbiter_pid) <= arbiter, what="the arbiter has closed the former's")
         assert not server.find(NO_TRACEBACK)

@@ -115,8 +115,8 @@ def test_killed_worker_twenty_times() -> None:
                 children_and_zombies(server.arbiter_pid),
             )
 
+        before = census()
         with Sessions(server.port, others[::4]) as sessions:
-            before = census()
             with Load(server.port, others, threads=2) as load:
                 listener = server.listener_pid
                 for _ in range(20):

@@ -10,8 +10,9 @@ from signal import SIGHUP
 
 import pytest
 
-from harness import HOST, Server, addresses, descriptors, wait_until
+from harness import HOST, Server, addresses, wait_until
 from proxying import CLIENTS, CLIENTS6, elsewhere, home, proxied, served_by, unix
+from upstream import holders, inode_of
 
 WORKERS = 4
 UNTRUSTED = "127.0.0.4"
@@ -129,13 +130,16 @@ def test_usable_entry(server: Server, value: str, client: str) -> None:
 def test_untrusted_head_is_not_waited_for(server: Server, first: bytes) -> None:
     """Connections of an untrusted peer are with its worker before anything, or half a head, has come."""
     listener, worker = server.listener_pid, server.worker_pids[home(UNTRUSTED, WORKERS)]
-    before = descriptors(listener), descriptors(worker)
     with contextlib.ExitStack() as stack:
-        for _ in range(10):
-            stack.enter_context(proxied(server.port, UNTRUSTED)).sock.sendall(first)
-        wait_until(lambda: descriptors(worker) == before[1] + 10, what="the worker has the connections")
-        wait_until(lambda: descriptors(listener) <= before[0], what="the listener doesn't")
-    wait_until(lambda: descriptors(worker) <= before[1])
+        wires = [stack.enter_context(proxied(server.port, UNTRUSTED)) for _ in range(10)]
+        for wire in wires:
+            wire.sock.sendall(first)
+
+        def places() -> list[list[int]]:
+            inodes = [inode_of(server.port, wire.sock.getsockname()) for wire in wires]
+            return [holders(inode, [listener, worker]) for inode in inodes]
+
+        wait_until(lambda: places() == [[worker]] * len(wires), what="the worker has all, the listener none")
 
 
 @pytest.mark.parametrize("peer", [HOST, UNTRUSTED])
