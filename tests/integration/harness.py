@@ -708,6 +708,11 @@ _ROUTER_READY = r"(?:Listener|Kernel router) ready \((?:slots:\d+, )?pid:(\d+)\)
 _WORKER_READY = r"Worker ready \(slot:(\d+), pid:(\d+)\)"
 
 
+# On a busy machine a worker may take longer to boot than the default, and others would stand in for it. Where that is
+# what a test is about, it says so.
+_PATIENCE = {"STICKY_SESSION_FAILOVER": "60"}
+
+
 def _environment(extra: Mapping[str, str]) -> dict[str, str]:
     ours = ("STICKY_SESSION_", "GUNICORN_", "LISTEN_")
     inherited = {
@@ -759,7 +764,7 @@ class Server(Process):
             command += ["--bind", place]
         if router != "listener":
             env = {"STICKY_SESSION_ROUTER": router, **(env or {})}
-        super().__init__([*command, *args, app], env=env, cwd=cwd, prefix=prefix)
+        super().__init__([*command, *args, app], env={**_PATIENCE, **(env or {})}, cwd=cwd, prefix=prefix)
         self._workers = workers or int(self._env.get("WEB_CONCURRENCY", len(os.sched_getaffinity(0))))
         self._ready = ready
 
@@ -838,7 +843,8 @@ class Script(Process):
         prefix: Sequence[str] = (),
     ) -> None:
         program = [os.fspath(source)] if isinstance(source, Path) else ["-c", source]
-        super().__init__([sys.executable, *options, *program, *args], env=env, cwd=cwd, prefix=prefix)
+        command = [sys.executable, *options, *program, *args]
+        super().__init__(command, env={**_PATIENCE, **(env or {})}, cwd=cwd, prefix=prefix)
         self._workers = workers
 
     def _wait_ready(self) -> None:

@@ -194,7 +194,7 @@ def test_too_many(tmp_path: Path) -> None:
     """Only so many heads are waited for; one more is 503. Whole heads and direct clients are served meanwhile."""
     config = tmp_path / "conf.py"
     config.write_text("import sticky_session.listener\nsticky_session.listener.MAX_ARRIVALS = 3\n")
-    with Server(workers=2, args=["-c", str(config)]) as server:
+    with Server(workers=2, args=["-c", str(config)], env={"STICKY_SESSION_FAILOVER": "5"}) as server:
         before = descriptors(server.listener_pid)
         with waiting(server, b"", b"G", HEAD[:50]) as wires:
             with proxied(server.port) as refused:
