@@ -12,6 +12,7 @@ import pytest
 from harness import (
     STARTED,
     adopt_orphans,
+    alive,
     childless,
     command_line,
     descendants,
@@ -40,8 +41,10 @@ def _nothing_left() -> Generator[None, None, None]:
     # To look at all processes would take longer than most tests do.
     if childless():
         return
+    found = descendants(os.getpid())
+    # Looked for after that: a server may start a worker between the two.
     before.update(pid for process in shared for pid in process.family())
-    left = {pid: command_line(pid) for pid in descendants(os.getpid()) if pid not in before}
+    left = {pid: command_line(pid) for pid in found if pid not in before and alive(pid)}
     kill_all(left)
     reap_orphans()
     assert not left, f"the test left processes behind: {left}"
