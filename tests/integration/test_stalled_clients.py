@@ -30,7 +30,7 @@ def arguments(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
         "    import sticky_session.connection\n"
         f"    sticky_session.connection.STALL_SECONDS = {STALL_SECONDS}\n"
     )
-    return ["-c", os.fspath(config), "--access-logfile", "-", "--access-logformat", ACCESS_LOG]
+    return ["-c", os.fspath(config), "--keep-alive", "60", "--access-logfile", "-", "--access-logformat", ACCESS_LOG]
 
 
 @pytest.fixture(scope="module")
@@ -129,9 +129,9 @@ def slowly(sock: socket.socket, seconds: float) -> int:
 
 
 @pytest.mark.parametrize("over_tls", [False, True])
-def test_slow_response(request: pytest.FixtureRequest, over_tls: bool) -> None:
+def test_slow_response(answers: Server, tls: Server, over_tls: bool) -> None:
     """A client that takes a little every now and then gets all of it, however rarely the kernel has room for more."""
-    server = request.getfixturevalue("tls" if over_tls else "answers")
+    server = tls if over_tls else answers
     mark = server.mark()
     with connected(server, over_tls=over_tls) as sock:
         sock.sendall(f"GET /big?bytes={MUCH} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n".encode())
@@ -187,7 +187,7 @@ def test_slow_next_request(answers: Server) -> None:
     with Wire(answers.port) as wire:
         assert wire.post("/echo", b"abc").body == b"abc"
         assert wire.get("/thinks").body == b"onetwo"
-        time.sleep(STALL_SECONDS * 1.3)  # shorter than keep-alive
+        time.sleep(STALL_SECONDS * 1.3)
         assert wire.get("/list").body == b"onetwo"
 
 
