@@ -9,7 +9,7 @@ from signal import SIGHUP, SIGKILL, SIGTTIN, SIGTTOU
 import pytest
 
 from crowd import Crowd, Guest
-from harness import Server, descriptors, rss
+from harness import Server, alive, descriptors, rss, wait_until
 from members import Member
 from midway import clients_of
 from pending import Gate, stopped, take_turn
@@ -122,7 +122,10 @@ def test_more_and_fewer_workers_under_load() -> None:
             mark = server.mark()
             server.signal(SIGTTOU)
             wait_until_gone(crowd, added)
-            server.wait_for(r"Worker exiting", after=mark)
+            gone = int(server.wait_for(r"Worker exiting \(pid: (\d+)\)", after=mark)[1])
+            wait_until(lambda gone=gone: not alive(gone), what="the worker has ended")  # type: ignore[misc]
+            # The arbiter has closed what it had for it.
+            take_turn(server, server.pid)
             crowd.wait_for_more(20)
             if turn == 0:
                 grown = [descriptors(pid) for pid in (server.arbiter_pid, *list(server.worker_pids.values())[:2])]

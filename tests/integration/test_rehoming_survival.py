@@ -293,11 +293,13 @@ def test_max_requests() -> None:
 def test_request_that_waits_for_the_next_generation() -> None:
     """SIGHUP: what is sent to an old worker that has left goes to the new one, while the old one is still busy."""
     here, there = clients_at(0, 2), clients_at(1, 2)
-    with Server(workers=2, args=KEEP) as server, ExitStack() as stack:
+    with Server("homes:app", workers=2, args=KEEP) as server, ExitStack() as stack:
         upstream, slow, idle = (stack.enter_context(Upstream(server.port)) for _ in range(3))
         upstream.ask(here[0])
         first, second = server.worker_pids[0], server.worker_pids[1]
-        slow.sock.sendall(request(there[0], "/slow?seconds=3"))
+        # Under way until the client sends the rest of it.
+        under_way = request(there[0], "/digest", b"body")
+        slow.sock.sendall(under_way[:-1])
         # Behind the slow one.
         idle.ask(there[0])
         mark = server.mark()
@@ -311,6 +313,7 @@ def test_request_that_waits_for_the_next_generation() -> None:
         assert who["pid"] == server.wait_for_worker(1, after=mark)
         assert upstream.answer().json()["pid"] == server.wait_for_worker(0, after=mark)
         assert alive(second)
+        slow.sock.sendall(under_way[-1:])
         answer = slow.answer()
         assert answer.json()["pid"] == second
         assert answer.closes
