@@ -55,7 +55,7 @@ _S = TypeVar("_S", bound="Process")
 # --- waiting ------------------------------------------------------------------------------------------------
 
 
-def wait_until(predicate: Callable[[], _T], timeout: float = 10.0, what: str = "") -> _T:
+def wait_until(predicate: Callable[[], _T], timeout: float = 20.0, what: str = "") -> _T:
     """Ask ``predicate`` again and again until its answer is true, and return that answer.
 
     :param timeout: seconds until it is an AssertionError
@@ -550,7 +550,7 @@ class Process:
         self._close()
         return status
 
-    def assert_nothing_left(self, timeout: float = 10.0) -> None:
+    def assert_nothing_left(self, timeout: float = 20.0) -> None:
         """No process of the program runs, at the latest after ``timeout`` seconds."""
 
         def gone() -> bool:

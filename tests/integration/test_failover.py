@@ -44,15 +44,15 @@ def pending(port: int, clients: list[str], body: bytes = b"") -> Iterator[list[P
 @pytest.mark.parametrize("router", ROUTERS)
 def test_hanging_worker(router: str) -> None:
     """Its clients wait, then get 503 with Retry-After, whole; others don't notice; --timeout replaces it."""
-    args = ("--timeout", "4", "--queue-size", "10", "--failover", "7")
+    args = ("--timeout", "6", "--queue-size", "10", "--failover", "7")
     client = clients_of(SICK, 1, workers=WORKERS)[0]
     others = healthy_clients(6)
     with Server(workers=WORKERS, door="serve", args=args, router=router) as server:
         hanging = server.worker_pids[SICK]
-        with Load(server.port, others, threads=2, timeout=2) as load, stopped(hanging):
+        with Load(server.port, others, threads=2, timeout=5) as load, stopped(hanging):
             with pending(server.port, [client] * MANY) as waiting:
                 # Every one of these is answered while the worker still hangs.
-                refused = [get(server.port, "/", client, timeout=3) for _ in range(5)]
+                refused = [get(server.port, "/", client, timeout=5) for _ in range(5)]
                 assert not server.find("WORKER TIMEOUT")
                 assert {answer.status for answer in refused} == {503}
                 assert {answer.headers["Retry-After"] for answer in refused} == {"8"}
@@ -85,7 +85,8 @@ def hook(place: Path, trouble: str) -> Path:
     config = place / "trouble.py"
     config.write_text(
         "import os, sys, time\n"
-        "def post_fork(server, worker):\n"
+        # The app has been imported: once the file is gone it takes no time.
+        "def post_worker_init(worker):\n"
         f"    while os.path.exists(os.path.join({os.fspath(place)!r}, f'sick-{{worker.seat.slot}}')):\n"
         f"        {trouble}\n"
     )

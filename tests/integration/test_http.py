@@ -154,12 +154,11 @@ def test_app_says_keep_alive(wire: Wire) -> None:
 def test_idle_close(server: Server) -> None:
     """A kept-alive connection that stays idle for --keep-alive seconds is closed without a word; not before."""
     with Wire(server.port) as wire:
-        wire.sock.settimeout(KEEP_ALIVE_SECONDS / 2)
+        # Before the response, from which the time runs: when it is read here it may be old.
+        began = time.monotonic()
         wire.get()
-        with pytest.raises(TimeoutError):
-            wire.sock.recv(1)
-        wire.sock.settimeout(KEEP_ALIVE_SECONDS + 5)
         assert wire.sock.recv(1) == b""
+        assert KEEP_ALIVE_SECONDS * 0.9 < time.monotonic() - began < KEEP_ALIVE_SECONDS + 10
 
 
 def test_keep_alive_off() -> None:

@@ -223,6 +223,7 @@ def test_router_changes_with_a_reload(tmp_path: Path) -> None:
     config.write_text("sticky_router = 'kernel'\nworkers = 3\n")
     with Server(workers=None, door="serve", args=("-c", os.fspath(config)), ready=False) as server:
         server.wait_for("Worker ready", count=3)
+        server.wait_for("Kernel router ready")
         census = descriptors(server.pid)
         with Load(server.port, clients) as load:
             for router in ("listener", "kernel"):

@@ -70,7 +70,7 @@ def session(acknowledgement: str) -> Answer:
 def test_sessions_with_sticky_workers(load: Load) -> None:
     """Sessions are served to their end, each client's by one worker, and none is lost."""
     with Server("sio:app", workers=2) as server:
-        report = load.run(server.port, "polling", connections=8, seconds=5, count=200, sources=101)
+        report = load.run(server.port, "polling", connections=8, seconds=60, count=200, sources=101)
     assert report["requests"] == 200
     assert (report["errors"], report["lost"], report["unfinished"], report["violations"]) == (0, 0, 0, 0)
     assert report["servers"] == 2
@@ -88,10 +88,10 @@ def test_idle_sessions(load: Load) -> None:
 def test_lost_sessions_are_counted(load: Load) -> None:
     """A session that the server doesn't know is lost; nothing else is."""
     with fake(lambda method, _: (200, '0{"sid":"abc"}') if method == "GET" else (400, "")) as port:
-        report = load.run(port, "polling", connections=2, seconds=5, count=10)
+        report = load.run(port, "polling", connections=2, seconds=60, count=10)
     assert (report["requests"], report["errors"], report["lost"]) == (0, 10, 10)
     with fake(lambda *_: (400, "")) as port:
-        report = load.run(port, "polling", connections=2, seconds=5, count=10)
+        report = load.run(port, "polling", connections=2, seconds=60, count=10)
     assert (report["requests"], report["errors"], report["lost"]) == (0, 10, 0)
 
 
@@ -102,7 +102,7 @@ def test_lost_sessions_are_counted(load: Load) -> None:
 def test_wrong_acknowledgements_are_errors(load: Load, acknowledgement: str) -> None:
     """A session goes on only with the right acknowledgement."""
     with fake(session(acknowledgement)) as port:
-        report = load.run(port, "polling", connections=1, seconds=5, count=1)
+        report = load.run(port, "polling", connections=1, seconds=60, count=1)
     assert report["first_error"] == "unexpected answer in a session"
     assert (report["requests"], report["errors"], report["lost"]) == (0, 1, 0)
 

@@ -97,11 +97,14 @@ def impatient() -> Iterator[Server]:
 def test_keep_alive_after_a_move(impatient: Server) -> None:
     """A connection that has moved and then stays idle is closed after the keep-alive time, without a word."""
     with Upstream(impatient.port) as upstream:
-        for client in strangers(6, 2):
+        *firsts, last = strangers(6, 2)
+        for client in firsts:
             assert upstream.ask(client).json()["slot"] == home(client, 2)
+        # Before the response, from which the time runs: when it is read here it may be old.
         began = time.monotonic()
+        assert upstream.ask(last).json()["slot"] == home(last, 2)
         assert upstream.ended()
-        assert 0.9 < time.monotonic() - began < 5
+        assert 0.9 < time.monotonic() - began < 10
 
 
 def test_slow_head_after_a_move(impatient: Server) -> None:

@@ -688,9 +688,9 @@ def test_control_socket(tmp_path: Path) -> None:
         mark = server.mark()
         command("worker add 1")
         server.wait_for_worker(2, after=mark)
-        killed = server.worker_pids[2]
+        killed, mark = server.worker_pids[2], server.mark()
         command(f"worker kill {killed}")
-        server.wait_for_worker(2, after=mark + 1)
+        server.wait_for_worker(2, after=mark)
         wait_until(lambda: not alive(killed))
         assert get(server.port).status == 200
         command("shutdown")

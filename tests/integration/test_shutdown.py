@@ -26,9 +26,11 @@ from harness import (
     wait_until,
 )
 from pending import Gate, client_of, is_refused, receive, send, stopped, unix_send
+from wire import Wire
 
-# What a shutdown may take beside the time that it waits for something on purpose: a busy machine is slow.
-SLACK_SECONDS = 4.0
+# What a shutdown may take beside the time that it waits for something on purpose: a busy machine is slow. What it waits
+# for by mistake would take longer: the default graceful timeout is 30.
+SLACK_SECONDS = 15.0
 
 
 def assert_ends(server: Server, within: float) -> None:
@@ -37,6 +39,14 @@ def assert_ends(server: Server, within: float) -> None:
     assert server.wait() == 0
     assert time.monotonic() - began < within + SLACK_SECONDS
     server.assert_nothing_left()
+
+
+BODY = b"body"
+
+
+def send_all_but_the_body(wire: Wire) -> None:
+    """Have ``homes:app`` be at a request until the test sends the body."""
+    wire.send("POST /digest HTTP/1.1", "Host: test", f"Content-Length: {len(BODY)}")
 
 
 def is_told_to_end(pid: int) -> bool:
@@ -123,19 +133,24 @@ def test_load_ends_cleanly(router: str) -> None:
         assert server.stop() == 0
         load.wait_for(40)
     assert load.replies.total() >= 200
-    assert len([failure for failure in load.failures if "ConnectionRefusedError" not in failure]) <= 1
+    # One for each of the clients that connect at once.
+    assert len([failure for failure in load.failures if "ConnectionRefusedError" not in failure]) <= 4
 
 
 def test_listener_stops_first_and_slow_requests_finish() -> None:
     """TERM: nobody can connect any more while the requests under way finish."""
-    with Server(workers=2) as server:
-        slow = [send(server.port, "/slow?seconds=2", address) for address in addresses(20)]
+    with Server("homes:app", workers=2) as server, contextlib.ExitStack() as stack:
+        slow = [stack.enter_context(Wire(server.port, address)) for address in addresses(20)]
+        for wire in slow:
+            send_all_but_the_body(wire)
         for address in addresses(20):
             get(server.port, "/", address)
         server.signal(SIGTERM)
         wait_until(lambda: is_refused(server.port), what="the port is closed")
         assert all(map(alive, server.worker_pids.values()))
-        assert {receive(it).json()["slot"] for it in slow} == {0, 1}
+        for wire in slow:
+            wire.sock.sendall(BODY)
+        assert {wire.answer().json()["slot"] for wire in slow} == {0, 1}
         assert_ends(server, 0)
 
 
@@ -202,7 +217,7 @@ def test_second_signal_during_shutdown() -> None:
 
 def test_graceful_timeout_is_for_everything() -> None:
     """TERM: a worker that hangs with connections waiting for it delays the end by graceful_timeout, not more."""
-    with Server(workers=2, args=["--graceful-timeout", "2"]) as server:
+    with Server(workers=2, args=["--graceful-timeout", "4"]) as server:
         hung = client_of(0, 2)
         with stopped(server.worker_pids[0]):
             # More than a channel holds: the listener waits for room.
@@ -210,7 +225,8 @@ def test_graceful_timeout_is_for_everything() -> None:
             server.signal(SIGTERM)
             began = time.monotonic()
             assert server.wait() == 0
-            assert time.monotonic() - began < 2 + 1.5
+            # Not once for the listener and once for the worker.
+            assert time.monotonic() - began < 2 * 4
             for client in waiting:
                 client.close()
 
@@ -308,18 +324,18 @@ def test_term_while_new_code_boots(tmp_path: Path) -> None:
         assert_ends(server, 3)
 
 
-@pytest.mark.parametrize(("number", "seconds"), [(SIGTERM, 2), (SIGINT, 60)])
-def test_end_while_old_workers_finish(number: int, seconds: int) -> None:
+@pytest.mark.parametrize("number", [SIGTERM, SIGINT])
+def test_end_while_old_workers_finish(number: int) -> None:
     """While HUP's old workers finish: TERM lets them, INT doesn't, neither waits for the reload's end."""
-    with Server(workers=2) as server:
-        slow = send(server.port, f"/slow?seconds={seconds}")
+    with Server("homes:app", workers=2) as server, Wire(server.port) as slow:
+        send_all_but_the_body(slow)
         get(server.port)
         mark = server.mark()
         server.signal(SIGHUP)
         server.wait_for_listener(after=mark)
         server.signal(number)
-        server.wait_for(f"Handling signal: {number.name.removeprefix('SIG').lower()}", timeout=1.5, after=mark)
+        server.wait_for(f"Handling signal: {number.name.removeprefix('SIG').lower()}", after=mark)
         if number == SIGTERM:
-            assert receive(slow).status == 200
+            slow.sock.sendall(BODY)
+            assert slow.answer().status == 200
         assert_ends(server, 0)
-        slow.close()

@@ -211,13 +211,13 @@ def test_worker_killed_while_it_boots(tmp_path: Path) -> None:
 def test_app_that_boots_for_longer_than_the_timeout(tmp_path: Path) -> None:
     """gunicorn's timeout begins when a worker has booted: until then it is left alone, and the others serve."""
     gate = Gate(tmp_path)
-    env = {**gate.env, "STICKY_SESSION_FAILOVER": "4"}
-    with Server("gated:app", workers=2, env=env, args=["--timeout", "1"]) as server:
+    env = {**gate.env, "STICKY_SESSION_FAILOVER": "5"}
+    with Server("gated:app", workers=2, env=env, args=["--timeout", "3"]) as server:
         gate.close()
         mark = server.mark()
         os.kill(server.worker_pids[1], SIGKILL)
         booting = int(server.wait_for(r"Booting worker with pid: (\d+)", after=mark)[1])
-        server.wait_for("Slot 1 is empty for more than 4 s", after=mark)
+        server.wait_for("Slot 1 is empty for more than 5 s", after=mark)
         assert get(server.port, "/", client_of(1, 2)).json()["slot"] == 0
         assert not server.find("TIMEOUT")
         gate.open()
