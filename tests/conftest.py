@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Generator
 from pathlib import Path
@@ -48,6 +49,14 @@ def _nothing_left() -> Generator[None, None, None]:
     kill_all(left)
     reap_orphans()
     assert not left, f"the test left processes behind: {left}"
+
+
+@pytest.fixture
+def _no_collection() -> Generator[None, None, None]:
+    """While a test counts its own descriptors the garbage collector closes none that other tests have left."""
+    gc.disable()
+    yield
+    gc.enable()
 
 
 @pytest.fixture(scope="session")

@@ -496,6 +496,7 @@ def test_forked_process_leaves_messages_alone(workers: list[Worker]) -> None:
 # --- slots that come later
 
 
+@pytest.mark.usefixtures("_no_collection")
 def test_newer_slot(generation: Generation, workers: list[Worker]) -> None:
     """A worker gets the ends of newer slots, keeps what it has for them until then, and leaks no descriptor."""
     older = workers[0]
@@ -553,6 +554,7 @@ def test_end_never_waits(generation: Generation, workers: list[Worker]) -> None:
     newer.stop()
 
 
+@pytest.mark.usefixtures("_no_collection")
 @pytest.mark.parametrize("addressee", ["other", "twice"])
 def test_end_that_is_not_wanted(generation: Generation, workers: list[Worker], addressee: str) -> None:
     """An end for another worker, or that is known, is closed."""

@@ -191,6 +191,7 @@ def test_closed_channel(channel: tuple[_socket.socket, _socket.socket], pipe: tu
         receiver.receive()
 
 
+@pytest.mark.usefixtures("_no_collection")
 def test_full_channel(channel: tuple[_socket.socket, _socket.socket], pipe: tuple[int, int]) -> None:
     """A full channel is a BlockingIOError; it takes the frame once there is room again."""
     before = open_descriptors()
@@ -211,6 +212,7 @@ def test_full_channel(channel: tuple[_socket.socket, _socket.socket], pipe: tupl
     assert open_descriptors() == before
 
 
+@pytest.mark.usefixtures("_no_collection")
 @pytest.mark.parametrize(
     ("message", "count"),
     [
@@ -233,6 +235,7 @@ def test_malformed_message_leaks_nothing(
     assert open_descriptors() == before
 
 
+@pytest.mark.usefixtures("_no_collection")
 def test_too_many_descriptors_leak_nothing(
     channel: tuple[_socket.socket, _socket.socket], pipe: tuple[int, int]
 ) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import _socket
 import contextlib
-import gc
 import mmap
 import os
 import select
@@ -214,10 +213,9 @@ def test_grow(generation: Generation) -> None:
     assert generation.table.empty_since(3) >= before
 
 
+@pytest.mark.usefixtures("_no_collection")
 def test_close_generation() -> None:
     """Closing gives every descriptor back."""
-    # What other tests have left may go at any moment.
-    gc.collect()
     before = set(os.listdir("/proc/self/fd"))
     generation = Generation(None, options(8), 8, [])
     assert len(os.listdir("/proc/self/fd")) >= len(before) + 16
@@ -304,6 +302,7 @@ def test_pour_keeps_address_and_data() -> None:
     generation.close()
 
 
+@pytest.mark.usefixtures("_no_collection")
 def test_pour_into_full_channel() -> None:
     """What finds no room goes back and is poured when there is; nothing is lost, and no descriptor is left open."""
     generation = Generation(None, options(2), 2, [])
@@ -322,6 +321,7 @@ def test_pour_into_full_channel() -> None:
     generation.close()
 
 
+@pytest.mark.usefixtures("_no_collection")
 def test_pour_while_others_send() -> None:
     """Both channels are full, and the place of what has been taken out is taken at once: that one is lost, no more."""
     generation = Generation(None, options(2), 2, [])

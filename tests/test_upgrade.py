@@ -150,6 +150,7 @@ def test_both_are_woken(pair: Pair) -> None:
     assert len(pair.watched) == 2
 
 
+@pytest.mark.usefixtures("_no_collection")
 def test_no_leak() -> None:
     """All descriptors are given back, and no other program inherits the new one's end from it."""
     before = set(os.listdir("/proc/self/fd"))
