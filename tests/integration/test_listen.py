@@ -30,6 +30,7 @@ from harness import (
     kill_all,
     wait_until,
 )
+from upstream import holders
 
 # The script of the README after its imports of gevent and the app. Only the port is another: one that is free.
 SNIPPET = """\
@@ -669,11 +670,6 @@ def test_socket_io(module: str, transports: list[str]) -> None:
     assert "Traceback" not in script.log
 
 
-def holds(pid: int, inode: str) -> bool:
-    """Whether a process has a socket open."""
-    return any(os.readlink(link) == f"socket:[{inode}]" for link in Path(f"/proc/{pid}/fd").iterdir())
-
-
 def test_processes() -> None:
     """The master has the arbiter, and that has the others; only arbiter and listener hold the port."""
     with cluster(listen_script("workers=2"), workers=2) as script:
@@ -681,9 +677,8 @@ def test_processes() -> None:
         family = {script.listener_pid, *script.worker_pids.values()}
         assert set(children(script.arbiter_pid)) == family
         lines = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()]
-        (inode,) = [words[9] for words in lines if words[1] == f"0100007F:{script.port:04X}" and words[3] == "0A"]
-        assert holds(script.arbiter_pid, inode)
-        assert not any(holds(pid, inode) for pid in (script.pid, *script.worker_pids.values()))
+        (inode,) = [int(words[9]) for words in lines if words[1] == f"0100007F:{script.port:04X}" and words[3] == "0A"]
+        assert holders(inode, (script.pid, script.arbiter_pid, *script.worker_pids.values())) == [script.arbiter_pid]
         mark = script.mark()
         kill_all([script.listener_pid])
         script.wait_for_listener(after=mark)

@@ -115,9 +115,14 @@ def watchers(inode: int, pids: Iterable[int]) -> list[int]:
     """The processes that have a socket in an epoll object, proc(5)."""
     found = []
     for pid in pids:
-        infos = (path.read_text() for path in Path(f"/proc/{pid}/fdinfo").iterdir())
-        if any(re.search(rf"^tfd:.* ino:{inode:x} ", info, re.MULTILINE) for info in infos):
-            found.append(pid)
+        for path in Path(f"/proc/{pid}/fdinfo").iterdir():
+            try:
+                info = path.read_text()
+            except FileNotFoundError:
+                continue
+            if re.search(rf"^tfd:.* ino:{inode:x} ", info, re.MULTILINE):
+                found.append(pid)
+                break
     return found
 
 
