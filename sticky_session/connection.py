@@ -355,6 +355,9 @@ class Connection:
     def check(self, now: float) -> None:
         """End the connection if a deadline has passed. Called by the sweep, where there may be something to do."""
         if self.deadline < now:
+            if self.transport.is_about_to_wake():
+                # It has come while the worker was busy, and may have come in time.
+                return
             self.deadline = FOREVER
             self.expire()
             return

@@ -131,6 +131,10 @@ class Transport:
         """Have it called no more."""
         self._watcher.stop()
 
+    def is_about_to_wake(self) -> bool:
+        """Whether what :meth:`watch` was given is going to be called, because something has come."""
+        return self._watcher is not None and self._watcher.active and not self.closed and self.has_input()
+
     def receive_now(self) -> bytes:
         """What has come; nothing is the end. Not over TLS.
 

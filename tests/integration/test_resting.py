@@ -7,6 +7,7 @@ import os
 import socket
 import ssl
 import struct
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from signal import SIGTERM
@@ -14,6 +15,7 @@ from signal import SIGTERM
 import pytest
 
 from harness import Client, Server, connect, descriptors, make_certificate, wait_until
+from pending import stopped
 from upstream import Upstream, clients_at
 from wire import Wire
 
@@ -133,6 +135,22 @@ def test_time() -> None:
             wire.get()
             assert wire.ended()
         assert "Traceback" not in server.log
+
+
+def test_what_came_while_the_worker_was_busy() -> None:
+    """A request that was sent in time is served, also where the worker comes to look only after the deadline."""
+    args, env = ("--keep-alive", "2"), {"STICKY_SESSION_HEAD_TIMEOUT": "2"}
+    with Server("greenlets:app", workers=1, args=args, env=env) as server, contextlib.ExitStack() as stack:
+        wires = [stack.enter_context(Wire(server.port)) for _ in range(20)]
+        # The worker takes connections in order: it has the first ones, too, which have sent nothing yet.
+        for wire in wires[10:]:
+            wire.get()
+        with stopped(server.worker_pids[0]):
+            for wire in wires:
+                wire.sock.sendall(REQUEST)
+            began = time.monotonic()
+            wait_until(lambda: time.monotonic() - began > 2.5, what="their time is over")
+        assert [wire.answer().status for wire in wires] == [200] * len(wires)
 
 
 def test_worker_connections() -> None:
