@@ -120,8 +120,10 @@ class Arrivals:
         for descriptor, arrival in list(islice(self._arrivals.items(), SWEEP_BURST)):
             if arrival.deadline > now:
                 return
-            self._forget(descriptor)
-            self._refuse(arrival.socket.detach(), 408 if arrival.begun else None)
+            # It may have come while this process was busy, and not been looked at yet.
+            if not self._look(arrival):
+                self._forget(descriptor)
+                self._refuse(arrival.socket.detach(), 408 if arrival.begun else None)
 
     def release(self) -> None:
         """Hand them on to their peer's worker, which finds out itself who the client is when the head has arrived.

@@ -244,6 +244,17 @@ def test_time_is_up(by_header: Place) -> None:
         assert len(by_header.arrivals) == 0
 
 
+def test_not_looked_at_in_time(by_header: Place) -> None:
+    """What has come in time, and is looked at only when the time is up, is delivered."""
+    client, _ = by_header.connect()
+    with client:
+        client.sendall(HEAD)
+        by_header.arrivals.sweep(time.monotonic() + SECONDS)
+        assert by_header.refused == []
+        with by_header.take() as sock:
+            assert sock.recv(1000) == HEAD
+
+
 def test_not_all_at_once(by_header: Place) -> None:
     """However many have sent something, or are late, others get their turn in between."""
     count = SWEEP_BURST + 100
