@@ -22,13 +22,17 @@ class Closing(list):
 
 
 def app(environ, start_response):
-    """Answer /; and /slow a little later; close the socket after the response, with /close at once, with /later not."""
+    """Answer /; and /slow a little later; close the socket after the response, with /close at once, with /later not.
+
+    To count takes its time, so /uncounted doesn't.
+    """
     path, sock = environ["PATH_INFO"], environ["gunicorn.sock"]
     if path == "/slow":
         gevent.sleep(0.2)
     if path == "/later":
         gevent.spawn_later(0.05, lambda: sock.close())
     environ["wsgi.input"].read()
-    body = json.dumps({"greenlets": count(_Member), "connections": count(Connection)}).encode()
+    kinds = {} if path == "/uncounted" else {"greenlets": _Member, "connections": Connection}
+    body = json.dumps({name: count(kind) for name, kind in kinds.items()}).encode()
     start_response("200 OK", [("Content-Length", str(len(body)))])
     return Closing(body, sock) if path == "/close" else [body]
