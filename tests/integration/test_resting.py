@@ -130,10 +130,10 @@ def test_client_goes_away(server: Server) -> None:
 
 def test_time() -> None:
     """The time for the next request begins with each response, that for the first one with the connection."""
-    args, env = ("--keep-alive", "1"), {"STICKY_SESSION_HEAD_TIMEOUT": "1"}
+    args, env = ("--keep-alive", "2"), {"STICKY_SESSION_HEAD_TIMEOUT": "2"}
     with Server("greenlets:app", workers=1, args=args, env=env) as server:
         with Wire(server.port) as wire, Wire(server.port) as silent:
-            for _ in range(8):
+            for _ in range(12):
                 wire.get("/slow")
             assert silent.ended()
             wire.get()
@@ -177,7 +177,7 @@ def test_worker_connections() -> None:
 @pytest.mark.parametrize("path", ["/close", "/later"])
 def test_app_closes_the_socket(path: str) -> None:
     """At the end of its response, or while the connection rests: its place is free at its deadline at the latest."""
-    args = ("--worker-connections", "1", "--keep-alive", "1")
+    args = ("--worker-connections", "1", "--keep-alive", "2")
     with Server("greenlets:app", workers=1, args=args) as server:
         for requests_before in (0, 1):
             with Wire(server.port) as wire:

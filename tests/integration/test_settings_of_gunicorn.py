@@ -242,7 +242,7 @@ def test_worker_connections() -> None:
 
 def test_keep_alive() -> None:
     """--keep-alive: an idle connection is closed after so many seconds; with 0 after each response."""
-    with Server(workers=1, args=("--keep-alive", "1")) as server, Client(server.port) as client:
+    with Server(workers=1, args=("--keep-alive", "2")) as server, Client(server.port) as client:
         assert client.get("/").headers["Connection"] is None
         assert client.get("/").status == 200
         assert client.sock.recv(1) == b""
