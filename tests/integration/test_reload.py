@@ -13,6 +13,7 @@ import websocket
 from harness import APPS, ROUTERS, Load, Server, addresses, descriptors, get, wait_until
 from midway import Sessions, ask, children_and_zombies, clients_of, websocket_to
 from pending import Gate, stopped, take_turn
+from wire import Wire
 
 APP = """
 import os
@@ -308,9 +309,10 @@ def test_reload_while_a_request_takes_long(site: Site) -> None:
     """The arbiter does its work while an old worker finishes: it replaces what is killed, and reloads again."""
     slow = clients_of(0, 1, workers=2)[0]
     quick = clients_of(1, 1, workers=2)[0]
-    with websocket_to(site.server.port, slow) as opened:
-        # This client doesn't answer the closing handshake, so its worker waits for it.
-        lingering = ask(opened)["pid"]
+    with Wire(site.server.port, slow) as under_way:
+        # Until the client sends the body.
+        under_way.send("POST /echo HTTP/1.1", "Host: a", "Content-Length: 4")
+        busy = get(site.server.port, "/", slow).json()["pid"]
         mark = site.hang_up()
         site.server.wait_for_listener(after=mark)
         mark = site.server.mark()
@@ -319,8 +321,9 @@ def test_reload_while_a_request_takes_long(site: Site) -> None:
         site.write(2)
         site.hang_up()
         wait_until(lambda: site.version(slow) == site.version(quick) == "2 -")
-        assert not site.server.find(rf"Worker exiting \(pid: {lingering}\)")
-        opened.recv_data()
+        assert not site.server.find(rf"Worker exiting \(pid: {busy}\)")
+        under_way.sock.sendall(b"body")
+        assert under_way.answer().body == b"body"
 
 
 def test_reload_with_a_stopped_listener(tmp_path: Path) -> None:
