@@ -34,6 +34,16 @@ def fork() -> int:
     return pid
 
 
+@contextlib.contextmanager
+def blocked_signals() -> Iterator[None]:
+    """Have the same signals wait until a child has changed its handlers."""
+    former = signal.pthread_sigmask(signal.SIG_BLOCK, _KEPT)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, former)
+
+
 def keep_signals(kept: list[int]) -> None:
     """In a child: unblock what :func:`fork` has blocked, and keep what comes for later.
 

@@ -22,6 +22,7 @@ from gunicorn.workers.ggevent import GeventWorker
 from sticky_session.app import speaks_asgi
 from sticky_session.arbiter import StickyArbiter
 from sticky_session.bus import Bus, set_current_bus
+from sticky_session.children import blocked_signals
 from sticky_session.config import Options
 from sticky_session.errors import PlatformError
 from sticky_session.generation import Seat
@@ -140,7 +141,9 @@ class Worker(GeventWorker):  # type: ignore[misc]
     def init_signals(self) -> None:
         """Install gunicorn's handlers, and let them have the signals that came since the fork."""
         self._woken = Event()
-        super().init_signals()
+        # gunicorn's has no handlers for a moment, and a worker that ends then takes along who waits for it.
+        with blocked_signals():
+            super().init_signals()
         for number in self.early_signals:
             signal.raise_signal(number)
 

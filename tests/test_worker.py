@@ -50,3 +50,38 @@ def test_patch(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout) == [1, ["GeventDidPatchAllEvent"], True, True]
+
+
+SIGNAL = """
+import os, signal
+
+from gunicorn.workers.base import Worker as Base
+
+from sticky_session import Worker
+
+init_signals = Base.init_signals
+
+def interrupted(self):
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    os.kill(os.getpid(), signal.SIGTERM)
+    init_signals(self)
+
+class Told(Worker):
+    PIPE = os.pipe()
+    early_signals = []
+
+    def __init__(self):
+        os.set_blocking(self.PIPE[1], False)
+
+    def handle_exit(self, *_):
+        print("told to stop", signal.pthread_sigmask(signal.SIG_BLOCK, ()))
+
+Base.init_signals = interrupted
+Told().init_signals()
+"""
+
+
+def test_signal_while_handlers_change() -> None:
+    """SIGTERM in the moment in which gunicorn has none: the worker is told, not killed, and blocks nothing then."""
+    done = subprocess.run([sys.executable, "-c", SIGNAL], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout) == (0, "told to stop set()\n"), done.stderr
