@@ -56,6 +56,8 @@ TLS_PIECE_BYTES = 64 * 1024
 
 # The deadline of a connection that has none.
 FOREVER = float("inf")
+# The deadline of one that has been looked at once more.
+OVERDUE = float("-inf")
 _NOTHING: frozenset[str] = frozenset()
 
 
@@ -355,8 +357,9 @@ class Connection:
     def check(self, now: float) -> None:
         """End the connection if a deadline has passed. Called by the sweep, where there may be something to do."""
         if self.deadline < now:
-            if self.transport.is_about_to_wake():
-                # It has come while the worker was busy, and may have come in time.
+            if self.deadline > OVERDUE and self.transport.is_about_to_wake():
+                # It has come while the worker was busy, and may have come in time. Once: there may always be more.
+                self.deadline = OVERDUE
                 return
             self.deadline = FOREVER
             self.expire()
