@@ -22,6 +22,7 @@ from gevent.monkey import get_original
 from gevent.socket import cancel_wait
 from gevent.socket import socket as GeventSocket
 
+from sticky_session import handoff
 from sticky_session.reader import BUFFER_BYTES
 
 if TYPE_CHECKING:
@@ -283,10 +284,11 @@ class Transport:
         if self._waiting is not None:
             with contextlib.suppress(OSError):
                 self._waiting.close()
-        elif self._receiving:
+        elif self._receiving and not self.closed:
             hub = gevent.get_hub()
             hub.cancel_wait(watcher, OSError(errno.EBADF, "The connection was closed in another greenlet"), True)
-            hub.loop.run_callback(self._raw.close)
+            # Not the socket: if something comes before the callbacks' turn, the greenlet wakes and would wait anew.
+            hub.loop.run_callback(handoff.close, self._raw.detach())
         else:
             self._raw.close()
 

@@ -111,6 +111,25 @@ def test_the_end_comes_while_a_greenlet_of_the_app_waits(ends: Ends) -> None:
     assert transport.closed
 
 
+def test_something_comes_in_the_turn_of_the_end(ends: Ends) -> None:
+    """Whoever is woken by it, and would wait for more, is told as well."""
+    transport, client = ends
+
+    def receive_all() -> None:
+        while transport.receive(100):
+            pass
+
+    waiting = gevent.spawn(receive_all)
+    gevent.sleep(0)
+    client.send(b"hello")
+    # As its watcher would.
+    gevent.get_hub().loop.run_callback(waiting.switch)
+    transport.close()
+    assert transport.closed
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        waiting.get(timeout=10)
+
+
 def test_an_app_uses_its_socket_after_the_end(ends: Ends) -> None:
     """It is closed, as any socket is: it can be closed once more, and nothing else."""
     transport, _ = ends
