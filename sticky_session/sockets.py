@@ -8,7 +8,7 @@ import fcntl
 import os
 import stat
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from socket import AF_INET, AF_INET6, AF_UNIX, SOCK_STREAM
 from typing import Any
 
@@ -79,11 +79,9 @@ def bind_unix(sock: _socket.socket, path: str, cfg: Any, umask: int) -> None:
     :param umask: the permissions that the file doesn't get, not even for a moment
     :raises OSError: it can't be done; EADDRINUSE if somebody listens there, or it is another kind of file
     """
-    folder = os.open(os.path.dirname(path) or ".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        # Another server must not come between our look and our bind, nor find us bound and not listening yet.
-        _lock(folder)
-        remove_stale(path)
+    # Another server must not come between our look and our bind, nor find us bound and not listening yet.
+    with _locked_folder(path):
+        _remove_stale(path)
         before = os.umask(umask)
         try:
             sock.bind(path)
@@ -92,6 +90,22 @@ def bind_unix(sock: _socket.socket, path: str, cfg: Any, umask: int) -> None:
         # Whoever may write to the folder could have put a link in its place.
         os.chown(path, cfg.uid, cfg.gid, follow_symlinks=False)
         sock.listen(cfg.backlog)
+
+
+def remove_stale(path: str) -> None:
+    """Remove a Unix socket that nobody listens on any more, if it is there and can be removed."""
+    # Another server may be about to do the same, or to listen there.
+    with contextlib.suppress(OSError), _locked_folder(path):
+        _remove_stale(path)
+
+
+@contextlib.contextmanager
+def _locked_folder(path: str) -> Iterator[None]:
+    """While it lasts no other server of ours makes or removes a socket beside this one."""
+    folder = os.open(os.path.dirname(path) or ".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        _lock(folder)
+        yield
     finally:
         handoff.close(folder)
 
@@ -110,8 +124,8 @@ def _lock(folder: int) -> None:
             return
 
 
-def remove_stale(path: str) -> None:
-    """Remove a Unix socket that nobody listens on any more. What else is there is left; bind() would say so."""
+def _remove_stale(path: str) -> None:
+    """Remove a Unix socket that nobody listens on any more; what else is there is left, and bind() will say so."""
     probe = _socket.socket(AF_UNIX, SOCK_STREAM)
     # One that is listened on, but whose backlog is full, would make it wait.
     probe.setblocking(False)
