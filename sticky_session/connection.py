@@ -427,6 +427,9 @@ class Connection:
 
         RFC 9112 section 9.6.
         """
+        if self.transport.interrupt():
+            # A greenlet that the app has left receiving; there can't be two.
+            gevent.sleep(0)
         self.transport.finish()
         deadline = time.monotonic() + LINGER_SECONDS
         self.transport.settimeout(LINGER_SECONDS)

@@ -237,6 +237,17 @@ class Transport:
 
     # --- the end
 
+    def interrupt(self) -> bool:
+        """Tell a greenlet that waits for something that the connection is closed, in the loop's next turn.
+
+        :returns: whether there is one
+        """
+        watcher = self._watcher if self._receiving else getattr(self._waiting, "_read_event", None)
+        if watcher is None or watcher.callback is None:
+            return False
+        cancel_wait(watcher)
+        return True
+
     def finish(self) -> None:
         """Tell the client that this was all.
 
