@@ -6,6 +6,8 @@ import inspect
 import multiprocessing
 import os
 import sys
+from functools import partial
+from types import FunctionType, MethodType
 from typing import Any
 
 from gunicorn.app.base import BaseApplication
@@ -25,7 +27,9 @@ def default_workers() -> int:
 
 def speaks_asgi(app: Any) -> bool:
     """Whether an app is one of ASGI's, which the workers can't run."""
-    return any(map(inspect.iscoroutinefunction, (app, type(app).__call__)))
+    # Not isinstance(): an app that is a proxy would be asked for its class, which may be too early.
+    is_function = issubclass(type(app), (FunctionType, MethodType, partial))
+    return inspect.iscoroutinefunction(app if is_function else type(app).__call__)
 
 
 def set_defaults(cfg: Any, worker_class: str | type) -> None:

@@ -169,7 +169,10 @@ class Worker(GeventWorker):  # type: ignore[misc]
 
     def _warn_of_eventlet(self) -> None:
         """python-engineio prefers eventlet wherever it is installed, but its loop never runs in here."""
-        if "eventlet" not in sys.modules or all(server.async_mode != "eventlet" for server in engineio_servers()):
+        # One that could not be made has none.
+        if "eventlet" not in sys.modules or all(
+            getattr(server, "async_mode", None) != "eventlet" for server in engineio_servers()
+        ):
             return
         if self.seat.generation.table.eventlet_report.take():
             self.log.warning(
