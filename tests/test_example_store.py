@@ -7,7 +7,9 @@ import os
 import sqlite3
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,6 +17,22 @@ import store
 from store import Person, Store
 
 CHAT = Path(store.__file__).parent
+
+
+@pytest.fixture(autouse=True)
+def _closed_connections(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A store has its connection until its process ends. Python 3.13 and later warn of those that nobody closes."""
+    opened: list[sqlite3.Connection] = []
+    connect = sqlite3.connect
+
+    def connect_and_note(*args: Any, **options: Any) -> sqlite3.Connection:
+        opened.append(connect(*args, **options))
+        return opened[-1]
+
+    monkeypatch.setattr(sqlite3, "connect", connect_and_note)
+    yield
+    for connection in opened:
+        connection.close()
 
 
 def person(name: str, pid: int | None = None, room: str = "lobby") -> Person:
