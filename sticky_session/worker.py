@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import resource
 import signal
@@ -19,6 +18,7 @@ from gevent.event import Event
 from gunicorn.errors import AppImportError
 from gunicorn.workers.ggevent import GeventWorker
 
+from sticky_session import engines
 from sticky_session.app import speaks_asgi
 from sticky_session.arbiter import StickyArbiter
 from sticky_session.bus import Bus, set_current_bus
@@ -168,13 +168,7 @@ class Worker(GeventWorker):  # type: ignore[misc]
         self._finish(interval)
 
     def _warn_of_eventlet(self) -> None:
-        """python-engineio prefers eventlet wherever it is installed, but its loop never runs in here."""
-        # One that could not be made has none.
-        if "eventlet" not in sys.modules or all(
-            getattr(server, "async_mode", None) != "eventlet" for server in engineio_servers()
-        ):
-            return
-        if self.seat.generation.table.eventlet_report.take():
+        if engines.expect_eventlet() and self.seat.generation.table.eventlet_report.take():
             self.log.warning(
                 'The app\'s Socket.IO server has async_mode="eventlet", the default where eventlet is installed: its '
                 'clients will hang. Give it async_mode="gevent", or uninstall eventlet'
@@ -283,7 +277,7 @@ class Worker(GeventWorker):  # type: ignore[misc]
     def message_bytes(self) -> int:
         """The largest WebSocket message taken: the option's, or that of the app's Engine.IO server."""
         if self._message_bytes is None:
-            self._message_bytes = self.options.message_bytes or engineio_message_bytes() or DEFAULT_MESSAGE_BYTES
+            self._message_bytes = self.options.message_bytes or engines.message_bytes() or DEFAULT_MESSAGE_BYTES
         return self._message_bytes
 
 
@@ -301,21 +295,6 @@ _worker_in_this_process: list[Worker] = []
 def current_worker() -> Worker | None:
     """The worker that this process is; None in any other process."""
     return _worker_in_this_process[0] if _worker_in_this_process else None
-
-
-def engineio_servers() -> list[Any]:
-    """The Engine.IO servers in this process, found among all objects, since an app may keep its server anywhere."""
-    engineio = sys.modules.get("engineio")
-    if engineio is None:
-        return []
-    base = engineio.base_server.BaseServer
-    # type() and not isinstance(): proxies of the app's may do anything when they are asked for their class.
-    return [it for it in gc.get_objects() if issubclass(type(it), base)]
-
-
-def engineio_message_bytes() -> int:
-    """The largest ``max_http_buffer_size`` of the Engine.IO servers in this process; 0 if there is none."""
-    return max((int(server.max_http_buffer_size) for server in engineio_servers()), default=0)
 
 
 __all__ = ["Worker", "current_worker"]
