@@ -14,7 +14,7 @@ from gunicorn.app.base import BaseApplication
 from gunicorn.app.wsgiapp import WSGIApplication
 
 from sticky_session.errors import OptionError
-from sticky_session.settings import StickyConfig, check_settings
+from sticky_session.settings import StickyConfig, check_settings, has_our_workers
 
 
 def default_workers() -> int:
@@ -69,12 +69,8 @@ class ServeApplication(WSGIApplication):  # type: ignore[misc]
 
     def _check_worker_class(self) -> None:
         """A configuration file of before names the workers that it was for, and they know no stickiness."""
-        try:
-            fits = hasattr(self.cfg.worker_class, "arbiter_class")
-        except RuntimeError:
-            # gunicorn looks for it once more when it has set the import path, and has its own words if it isn't there.
-            return
-        if not fits:
+        # What can't be imported gunicorn looks for once more when it has set the import path, and has its own words.
+        if has_our_workers(self.cfg) is False:
             raise OptionError(
                 f"worker_class={self.cfg.worker_class_str}: expected sticky_session.Worker, which is the default, or a "
                 "class derived from it. Leave it out, or start gunicorn instead"

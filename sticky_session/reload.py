@@ -19,7 +19,7 @@ from sticky_session import bussocket
 from sticky_session.bussocket import BusSocket
 from sticky_session.errors import OptionError
 from sticky_session.generation import Generation
-from sticky_session.settings import check_settings
+from sticky_session.settings import check_settings, has_our_workers
 from sticky_session.surroundings import Surroundings
 
 
@@ -94,12 +94,7 @@ def _check(cfg: Any, listening: Iterable[Any]) -> None:
         # gunicorn would replace the file, and we would take the socket for one that is listened on already.
         if isinstance(address, str) and os.path.abspath(address) in buses:
             raise OptionError(f"bind=unix:{address}: the bus socket is there; choose another path, or restart")
-    try:
-        fits = hasattr(cfg.worker_class, "arbiter_class")
-    except RuntimeError:
-        # gunicorn's answer to a class that can't be imported.
-        fits = False
-    if not fits:
+    if not has_our_workers(cfg):
         raise OptionError(f"worker_class={cfg.worker_class_str}: a reload can't change to that; restart")
 
 

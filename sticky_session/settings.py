@@ -78,6 +78,17 @@ def options_of(cfg: Any) -> Options:
     return Options.from_environment(os.environ)
 
 
+def has_our_workers(cfg: Any) -> bool | None:
+    """Whether the worker class knows of slots: :class:`sticky_session.Worker`, or one derived from it.
+
+    :returns: None if gunicorn can't import it
+    """
+    try:
+        return hasattr(cfg.worker_class, "arbiter_class")
+    except RuntimeError:
+        return None
+
+
 def check_settings(cfg: Any) -> None:
     """Check the settings of gunicorn's that not every value of can be served.
 
