@@ -439,22 +439,25 @@ def test_worker_killed(tmp_path: Path) -> None:
         assert stream.sent - len(found) <= len(stream.errors)
 
 
+def reload(server: Server) -> None:
+    """HUP, until the new listener is there."""
+    mark = server.mark()
+    server.signal(SIGHUP)
+    server.wait_for_listener(after=mark)
+
+
 def test_reload(tmp_path: Path) -> None:
     """HUP: senders notice nothing; another path is another socket, and one that can't be used changes nothing."""
     path, other, config = tmp_path / "bus", tmp_path / "other", tmp_path / "conf.py"
     config.write_text(f"sticky_bus_socket = {os.fspath(path)!r}\n")
     with Server("cluster:app", workers=2, args=("-c", os.fspath(config)), door="serve") as server:
         with Stream(path) as stream:
-            mark = server.mark()
-            server.signal(SIGHUP)
-            server.wait_for_listener(after=mark)
+            reload(server)
             stream.wait_for_more()
         assert stream.errors == []
 
         config.write_text(f"sticky_bus_socket = {os.fspath(other)!r}\n")
-        mark = server.mark()
-        server.signal(SIGHUP)
-        server.wait_for_listener(after=mark)
+        reload(server)
         wait_until(lambda: not path.exists(), what="the former path is gone")
         with members(server.port, CLIENTS, "websocket") as pair:
             manager = outside(other)
@@ -468,9 +471,7 @@ def test_reload(tmp_path: Path) -> None:
             assert heard(manager, pair) == [[]] * 2
 
         config.write_text("")
-        mark = server.mark()
-        server.signal(SIGHUP)
-        server.wait_for_listener(after=mark)
+        reload(server)
         wait_until(lambda: not other.exists(), what="the socket is gone")
     assert [found.name for found in tmp_path.iterdir()] == ["conf.py"]
 
@@ -485,15 +486,11 @@ def test_reload_with_raw_env(tmp_path: Path) -> None:
     configure(path)
     with Server("cluster:app", workers=2, args=("-c", os.fspath(config))) as server:
         with Stream(path) as stream:
-            mark = server.mark()
-            server.signal(SIGHUP)
-            server.wait_for_listener(after=mark)
+            reload(server)
             stream.wait_for_more()
         assert stream.errors == []
         configure(other)
-        mark = server.mark()
-        server.signal(SIGHUP)
-        server.wait_for_listener(after=mark)
+        reload(server)
         wait_until(lambda: not path.exists(), what="the former path is gone")
         with members(server.port, CLIENTS, "websocket") as pair:
             manager = outside(other)
