@@ -168,7 +168,7 @@ class Connection:
     def serve(self) -> None:
         """Serve what has arrived, in a greenlet; then the connection rests, or ends.
 
-        The app is called from as few frames as can be, and they hold little: a WebSocket keeps them for days.
+        The app is called from as few stack frames as can be, and they hold little: a WebSocket keeps them for days.
         """
         rests = False
         try:

@@ -201,8 +201,8 @@ class Transport:
     def _arrived(self, size: int) -> bytes | None:
         """What has come; None if nothing has.
 
-        An exception makes an object of each frame that it passes, which stays for as long as the frame does: so it must
-        not get into one that waits.
+        An exception makes an object of each stack frame that it passes, which stays for as long as that one does: so it
+        must not get into one that waits.
         """
         try:
             return self._raw.recv(size, _NOW)
