@@ -19,13 +19,14 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections import deque
 from collections.abc import Iterator
 from typing import Any
 
 import gevent
 from gevent.event import Event
+from gevent.hub import Waiter
 from gevent.monkey import get_original
-from gevent.queue import Queue
 
 from sticky_session.busframe import Message, Receiver, send_end
 from sticky_session.busoutbox import Outbox
@@ -52,33 +53,56 @@ def introduce(generation: Generation, seat: Seat, pid: int) -> None:
 
 
 class Inbox:
-    """What has come for one listener and waits for it."""
+    """What has come for one listener, a greenlet, and waits for it."""
 
     def __init__(self) -> None:
-        self._queue: Queue[bytes] = Queue()
+        self._hub = gevent.get_hub()
+        self._payloads: deque[bytes] = deque()
         self._bytes = 0
+        # The listener's, while it has nothing to do.
+        self._waiter: Waiter | None = None
         self._has_room = Event()
         self._has_room.set()
 
     def put(self, payload: bytes) -> None:
-        """Add a payload."""
+        """Add a payload. Within the hub, a listener that has nothing to do deals with it before this returns."""
+        waiter, self._waiter = self._waiter, None
+        if waiter is not None and gevent.getcurrent() is self._hub:
+            waiter.switch(payload)
+            return
+        self._payloads.append(payload)
         self._bytes += len(payload)
         if self._bytes > INBOX_BYTES:
             self._has_room.clear()
-        self._queue.put_nowait(payload)
+        if waiter is not None:
+            self._hub.loop.run_callback(waiter.switch, None)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether :data:`INBOX_BYTES` wait."""
+        return self._bytes > INBOX_BYTES
 
     def wait_for_room(self) -> None:
-        """Wait until less than :data:`INBOX_BYTES` wait."""
+        """Wait until it is full no more."""
         self._has_room.wait()
 
     def __iter__(self) -> Iterator[bytes]:
         """Wait for payloads, for ever."""
         while True:
-            payload = self._queue.get()
-            self._bytes -= len(payload)
-            if self._bytes <= INBOX_BYTES:
-                self._has_room.set()
-            yield payload
+            if self._payloads:
+                payload = self._payloads.popleft()
+                self._bytes -= len(payload)
+                if self._bytes <= INBOX_BYTES:
+                    self._has_room.set()
+                yield payload
+                continue
+            self._waiter = Waiter(self._hub)
+            try:
+                given: bytes | None = self._waiter.get()
+            finally:
+                self._waiter = None
+            if given is not None:
+                yield given
 
 
 class Bus:
@@ -102,7 +126,8 @@ class Bus:
         self._receiver = Receiver(self._receiving_end)
         self._outbox = Outbox((channel.sending_end for channel in buses), self._table, log)
         self._inboxes: dict[bytes, list[Inbox]] = {}
-        self._reader: gevent.Greenlet | None = None
+        # Of what comes; None while this worker doesn't serve its slot.
+        self._watcher: Any = None
 
     # --- listening
 
@@ -114,36 +139,61 @@ class Bus:
 
     def start(self) -> None:
         """This worker serves its slot from now on."""
-        self._reader = gevent.spawn(self._read)
+        self._watcher = self._hub.loop.io(self._receiving_end.fileno(), 1)
+        self._watcher.start(self._read)
 
     def stop(self) -> None:
         """This worker is about to leave its slot; what comes now is for the next one to throw away."""
-        if self._reader is not None:
-            reader, self._reader = self._reader, None
-            reader.kill(block=False)
-
-    def _read(self) -> None:
-        me = self._reader
-        watcher = self._hub.loop.io(self._receiving_end.fileno(), 1)
-        try:
-            while True:
-                self._hub.wait(watcher)
-                for _ in range(BURST):
-                    # A process that the app has forked may get here, and must leave its parent's messages alone.
-                    if self._reader is not me or os.getpid() != self._process:
-                        return
-                    try:
-                        inboxes = self._receive()
-                    except BlockingIOError:
-                        break
-                    except EOFError:
-                        # The arbiter was killed, and the worker is about to find out.
-                        return
-                    for inbox in inboxes:
-                        inbox.wait_for_room()
-        finally:
+        if self._watcher is not None:
+            watcher, self._watcher = self._watcher, None
             watcher.stop()
             watcher.close()
+
+    def _read(self) -> None:
+        """Take one frame, in the hub, so that nobody has to be woken for it but those who listen.
+
+        The rest is taken after those who pass it on to clients have had their turn.
+        """
+        watcher = self._watcher
+        if self._take(watcher):
+            self._hub.loop.run_callback(self._read_on, watcher)
+
+    def _read_on(self, watcher: Any) -> None:
+        for _ in range(BURST):
+            if not self._take(watcher):
+                return
+
+    def _take(self, watcher: Any) -> bool:
+        """Take one frame.
+
+        :returns: whether there may be more
+        """
+        if self._watcher is not watcher:
+            return False
+        try:
+            # A process that the app has forked may get here, and must leave its parent's messages alone.
+            inboxes = self._receive() if os.getpid() == self._process else None
+        except BlockingIOError:
+            return False
+        except EOFError:
+            # The arbiter was killed, and the worker is about to find out.
+            inboxes = None
+        if inboxes is None:
+            self.stop()
+            return False
+        for inbox in inboxes:
+            if inbox.is_full:
+                watcher.stop()
+                gevent.spawn(self._resume, watcher, inboxes)
+                return False
+        return True
+
+    def _resume(self, watcher: Any, inboxes: list[Inbox]) -> None:
+        """Go on reading when there is room for what comes."""
+        for inbox in inboxes:
+            inbox.wait_for_room()
+        if self._watcher is watcher:
+            watcher.start(self._read)
 
     def _receive(self) -> list[Inbox]:
         """Take one frame.
@@ -188,7 +238,7 @@ class Bus:
 
     def _send(self, channel: str, message: Message, sender: Inbox | None, in_turn: bool) -> None:
         # By its own channel, for as long as it reads from there.
-        by_channel = in_turn and self._reader is not None
+        by_channel = in_turn and self._watcher is not None
         for inbox in () if by_channel else self._inboxes.get(channel.encode(), ()):
             if inbox is not sender:
                 inbox.put(message.payload)

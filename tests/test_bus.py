@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import gevent
+import gevent.event
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -585,3 +586,81 @@ def test_inbox_in_order() -> None:
     for payload in payloads:
         inbox.put(payload)
     assert list(itertools.islice(inbox, 10)) == payloads
+
+
+def test_inbox_of_an_idle_listener() -> None:
+    """Who waits gets everything in order, put in by the hub or by others."""
+    inbox, received = Inbox(), []
+
+    def listen() -> None:
+        for payload in inbox:
+            received.append(payload)
+            if payload == b"2":
+                gevent.sleep(0)
+
+    def put_in_the_hub() -> None:
+        inbox.put(b"1")
+        assert received == [b"0", b"1"]
+        for payload in (b"2", b"3", b"4"):
+            inbox.put(payload)
+
+    listener = gevent.spawn(listen)
+    gevent.sleep(0)
+    inbox.put(b"0")
+    assert received == []
+    gevent.get_hub().loop.run_callback(put_in_the_hub)
+    wait_for(lambda: len(received) == 5, "five payloads")
+    assert received == [b"%d" % number for number in range(5)]
+    listener.kill()
+
+
+def test_listener_that_waits(workers: list[Worker]) -> None:
+    """While one listener of a process is busy with a message the others go on hearing theirs, and it misses none."""
+    other = workers[1].bus.listen("other")
+    go_on = gevent.event.Event()
+    heard = []
+
+    def listen() -> None:
+        for payload in other:
+            go_on.wait()
+            heard.append(payload)
+
+    listener = gevent.spawn(listen)
+    workers[1].bus.start()
+    workers[0].bus.publish("other", b"first")
+    workers[0].bus.publish("other", b"second")
+    workers[0].send(b"for the first listener")
+    assert workers[1].wait_for(1) == [b"for the first listener"]
+    assert heard == []
+    go_on.set()
+    wait_for(lambda: len(heard) == 2, "both messages")
+    assert heard == [b"first", b"second"]
+    listener.kill()
+
+
+def test_listener_that_stops_the_bus(workers: list[Worker]) -> None:
+    """The bus may be stopped by who deals with a message; what comes after it stays in the channel."""
+    inbox = workers[1].bus.listen("other")
+
+    def listen() -> None:
+        for _ in inbox:
+            workers[1].bus.stop()
+
+    listener = gevent.spawn(listen)
+    workers[1].bus.start()
+    gevent.sleep(0)
+    workers[0].bus.publish("other", b"the end")
+    workers[0].send(b"after it")
+    for _ in range(10):
+        gevent.sleep(0)
+    assert not workers[1].seat.generation.buses[1].is_empty
+    assert workers[1].received == []
+    listener.kill()
+
+
+def test_arbiter_that_is_gone(generation: Generation, workers: list[Worker]) -> None:
+    """A channel whose other end nobody has is read no more."""
+    workers[1].bus.start()
+    generation.buses[1].sending_end.close()
+    # Sockets of a closed channel are always ready, and would be looked at again and again.
+    wait_for(lambda: workers[1].bus._watcher is None, "the end of reading")
