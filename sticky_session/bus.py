@@ -17,7 +17,6 @@ Rules:
 
 from __future__ import annotations
 
-import contextlib
 import os
 from collections import deque
 from collections.abc import Iterator
@@ -242,12 +241,12 @@ class Bus:
         for inbox in () if by_channel else self._inboxes.get(channel.encode(), ()):
             if inbox is not sender:
                 inbox.put(message.payload)
-        holder = self._table.holder
-        with contextlib.closing(message):
-            for slot in range(self._table.slots):
-                pid = holder(slot)
+        try:
+            for slot, pid in enumerate(self._table.holders()):
                 if pid and (pid != self._pid or by_channel):
                     self._outbox.send(slot, pid, message)
+        finally:
+            message.close()
 
     def is_sending(self) -> bool:
         """Whether anything is queued for workers that are still there, and that this one can reach."""

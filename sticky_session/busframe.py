@@ -151,9 +151,23 @@ class Frame:
     :param lost: whether the kernel had to drop one
     :ivar addressee: the process id of the worker that it is for
     :ivar slot: the slot that a message was sent to, or whose end is brought
+    :ivar brings_end: whether it is no message, but brings the sending end of a newer slot
+    :ivar channel: a message's channel
     """
 
-    __slots__ = ("_buffer", "_descriptors", "_kind", "_payload_size", "_size", "_start", "addressee", "lost", "slot")
+    __slots__ = (
+        "_buffer",
+        "_descriptors",
+        "_kind",
+        "_payload_size",
+        "_size",
+        "_start",
+        "addressee",
+        "brings_end",
+        "channel",
+        "lost",
+        "slot",
+    )
 
     _kind: int
     addressee: int
@@ -166,16 +180,8 @@ class Frame:
         self.lost = lost
         self._kind, length, self.slot, self.addressee, self._payload_size = _HEADER.unpack_from(buffer)
         self._start = _HEADER.size + length
-
-    @property
-    def brings_end(self) -> bool:
-        """Whether it is no message, but brings the sending end of a newer slot."""
-        return self._kind == _END
-
-    @property
-    def channel(self) -> bytes:
-        """A message's channel."""
-        return self._buffer[_HEADER.size : self._start].tobytes()
+        self.brings_end = self._kind == _END
+        self.channel = buffer[_HEADER.size : self._start].tobytes()
 
     def payload(self) -> bytes:
         """A copy of a message's payload."""

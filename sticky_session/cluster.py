@@ -22,6 +22,7 @@ from collections.abc import Iterator
 from typing import Any
 from weakref import WeakSet
 
+import engineio.json
 import socketio
 from engineio import packet as engineio_packet
 from socketio.packet import EVENT, Packet
@@ -138,13 +139,12 @@ class ClusterManager(socketio.PubSubManager):  # type: ignore[misc]
             super().emit(event, data, namespace, room, skip_sid, callback, **options)
             return
         arguments = [] if data is None else list(data) if isinstance(data, tuple) else [data]
-        encoded = Packet(EVENT, namespace=namespace, data=[event, *arguments]).encode()
         emission = Emission(
             self.host_id,
             namespace,
             room,
             skip_sid if isinstance(skip_sid, list) else [skip_sid],
-            encoded if isinstance(encoded, list) else [encoded],
+            _encode(namespace, [event, *arguments]),
         )
         try:
             payload = emission.pack()
@@ -207,25 +207,24 @@ class ClusterManager(socketio.PubSubManager):  # type: ignore[misc]
                 _BUS_SOCKET.environment,
             )
 
-    def _listen(self) -> Iterator[bytes | dict[str, Any]]:
+    def _listen(self) -> Iterator[bytes]:
+        """What python-socketio deals with; emissions never get there."""
         assert self._inbox is not None
         for payload in self._inbox:
-            if payload[0] == FORMAT:
-                emission = Emission.unpack(payload)
-                yield {"method": "emit", "host_id": emission.sender, "emission": emission}
-            else:
+            if payload[0] != FORMAT:
                 yield payload
+                continue
+            try:
+                emission = Emission.unpack(payload)
+                if emission.sender != self.host_id:
+                    self._deliver(emission)
+            except Exception:
+                self._get_logger().exception("An emission of another worker could not be delivered")
 
     @property
     def _writes_packets(self) -> bool:
         """Whether the server's clients get what :mod:`.emission` carries, and no other serializer's packets."""
         return self.server is not None and self.server.packet_class is Packet
-
-    def _handle_emit(self, message: dict[str, Any]) -> None:
-        if "emission" in message:
-            self._deliver(message["emission"])
-        else:
-            super()._handle_emit(message)
 
     def _deliver(self, emission: Emission) -> None:
         """Send an emission to those of our own clients whom it is for."""
@@ -257,6 +256,18 @@ class ClusterManager(socketio.PubSubManager):  # type: ignore[misc]
     def _json(self) -> Any:
         # python-socketio before 5.16.1 has no choice of it.
         return getattr(self, "json", json)
+
+
+def _encode(namespace: str, data: list[Any]) -> list[str | bytes]:
+    """The text of an event's packet, and its attachments."""
+    # Packet looks for bytes in all of the data before it encodes them. Python's JSON finds them as it encodes, in a
+    # fraction of the time; another JSON may take them for text.
+    binary = False if Packet.json is engineio.json else None
+    try:
+        encoded = Packet(EVENT, data, namespace, binary=binary).encode()
+    except TypeError:
+        encoded = Packet(EVENT, data, namespace).encode()
+    return encoded if isinstance(encoded, list) else [encoded]
 
 
 def _unwritable(method: str, room: Any, error: Exception) -> ClusterError:

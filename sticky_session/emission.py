@@ -14,16 +14,16 @@ No JSON begins with the first byte, so a channel can carry both.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 from struct import Struct
-from typing import Any
+from typing import Any, NamedTuple
 
 FORMAT = 1
 _START = Struct("!BI")
+_encode = json.JSONEncoder(separators=(",", ":")).encode
+_decode = json.JSONDecoder().raw_decode
 
 
-@dataclass(frozen=True, slots=True)
-class Emission:
+class Emission(NamedTuple):
     """One packet and whom it is for.
 
     :ivar sender: the id of the manager that sends it
@@ -45,7 +45,7 @@ class Emission:
         :raises ValueError: likewise
         """
         parts = [part.encode() if isinstance(part, str) else part for part in self.parts]
-        head = json.dumps([self.sender, self.namespace, self.room, self.skipped, [len(part) for part in parts]])
+        head = _encode([self.sender, self.namespace, self.room, self.skipped, [len(part) for part in parts]])
         return b"".join([_START.pack(FORMAT, len(head)), head.encode(), *parts])
 
     @classmethod
@@ -53,7 +53,7 @@ class Emission:
         """The inverse of :meth:`pack`."""
         _, size = _START.unpack_from(payload)
         start = _START.size + size
-        sender, namespace, room, skipped, sizes = json.loads(payload[_START.size : start])
+        sender, namespace, room, skipped, sizes = _decode(payload[_START.size : start].decode())[0]
         parts: list[str | bytes] = []
         for size in sizes:
             part = payload[start : start + size]

@@ -144,7 +144,7 @@ def send_parts(channel: Socket, parts: Sequence[bytes | memoryview], descriptor:
     channel.sendmsg(parts, rights, _NOW)
 
 
-def receive_into(channel: Socket, buffer: bytearray) -> tuple[int, array[int], bool]:
+def receive_into(channel: Socket, buffer: bytearray) -> tuple[int, list[int], bool]:
     """Take the next message without waiting; what is longer than the buffer is cut off.
 
     :returns: its size, its descriptors, which the caller owns and which are close-on-exec, and whether the kernel had
@@ -155,11 +155,15 @@ def receive_into(channel: Socket, buffer: bytearray) -> tuple[int, array[int], b
     size, ancillary, flags, _ = channel.recvmsg_into([buffer], _RIGHTS_SPACE, _NOW_AND_CLOEXEC)
     if not size and not ancillary:
         raise EOFError("the channel is closed")
+    return size, _descriptors(ancillary) if ancillary else [], bool(flags & _CUT_OFF)
+
+
+def _descriptors(ancillary: list[tuple[int, int, bytes]]) -> list[int]:
     descriptors = array("i")
     for level, kind, data in ancillary:
         if level == SOL_SOCKET and kind == SCM_RIGHTS:
             descriptors.frombytes(data)
-    return size, descriptors, bool(flags & _CUT_OFF)
+    return descriptors.tolist()
 
 
 class Receiver:

@@ -104,6 +104,11 @@ class Table:
         """The process id of the worker that serves the slot; 0 while there is none."""
         return self._numbers[self._cell(slot) + _HOLDER]
 
+    def holders(self) -> list[int]:
+        """The same of all slots."""
+        end = self._cell(self.slots)
+        return self._numbers[_HEADER_CELLS + _HOLDER : end : _CELLS_A_SLOT].tolist()
+
     def fill(self, slot: int, pid: int) -> None:
         """A worker has booted and serves the slot from now on."""
         cell = self._cell(slot)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -173,3 +174,26 @@ def test_another_serializer(data: Any) -> None:
     assert received(other, from_default.sent) == as_other
     assert received(default, from_other.sent) == as_default
     assert len(as_other) == 1
+
+
+def test_emission_that_fails(caplog: pytest.LogCaptureFixture) -> None:
+    """One that can't be delivered is logged, and the next one is delivered."""
+    server, bus = joined(logger=True)
+    server.emit("event", 1, namespace="/chat")
+    assert received(joined(logger=True)[0], [bytes([FORMAT]), *bus.sent]) == [
+        ("A", '2/chat,["event",1]'),
+        ("B", '2/chat,["event",1]'),
+    ]
+    assert "could not be delivered" in caplog.text
+
+
+def test_json_that_takes_bytes_for_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bytes are attachments with any JSON that the app chose."""
+    lenient = SimpleNamespace(
+        dumps=lambda data, **options: json.dumps(data, default=lambda it: it.decode(), **options), loads=json.loads
+    )
+    monkeypatch.setattr(Packet, "json", Packet.json)
+    server, bus = joined(json=lenient)
+    server.emit("event", b"1", namespace="/chat", skip_sid="sid B")
+    text = '51-/chat,["event",{"_placeholder":true,"num":0}]'
+    assert server.got == received(joined()[0], bus.sent) == [("A", text), ("A", b"1")]
