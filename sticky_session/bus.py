@@ -35,6 +35,8 @@ from sticky_session.generation import Generation, Seat
 INBOX_BYTES = 8 * 2**20
 # How many messages are taken before others in this process get their turn.
 BURST = 64
+# How long nothing is taken when that has failed.
+PAUSE_SECONDS = 0.05
 
 _get_ident = get_original("_thread", "get_ident")
 
@@ -64,22 +66,27 @@ class Inbox:
         self._has_room.set()
 
     def put(self, payload: bytes) -> None:
-        """Add a payload. Within the hub, a listener that has nothing to do deals with it before this returns."""
-        waiter, self._waiter = self._waiter, None
-        if waiter is not None and gevent.getcurrent() is self._hub:
-            waiter.switch(payload)
-            return
+        """Add a payload."""
         self._payloads.append(payload)
         self._bytes += len(payload)
         if self._bytes > INBOX_BYTES:
             self._has_room.clear()
+        waiter, self._waiter = self._waiter, None
         if waiter is not None:
             self._hub.loop.run_callback(waiter.switch, None)
 
+    def give(self, payload: bytes) -> None:
+        """In the hub: the same, but a listener that has nothing to do deals with it before this returns."""
+        waiter, self._waiter = self._waiter, None
+        if waiter is None:
+            self.put(payload)
+        else:
+            waiter.switch(payload)
+
     @property
     def is_full(self) -> bool:
-        """Whether :data:`INBOX_BYTES` wait."""
-        return self._bytes > INBOX_BYTES
+        """Whether more than :data:`INBOX_BYTES` wait."""
+        return not self._has_room.is_set()
 
     def wait_for_room(self) -> None:
         """Wait until it is full no more."""
@@ -138,8 +145,8 @@ class Bus:
 
     def start(self) -> None:
         """This worker serves its slot from now on."""
-        self._watcher = self._hub.loop.io(self._receiving_end.fileno(), 1)
-        self._watcher.start(self._read)
+        watcher = self._watcher = self._hub.loop.io(self._receiving_end.fileno(), 1)
+        watcher.start(self._read, watcher)
 
     def stop(self) -> None:
         """This worker is about to leave its slot; what comes now is for the next one to throw away."""
@@ -148,12 +155,11 @@ class Bus:
             watcher.stop()
             watcher.close()
 
-    def _read(self) -> None:
+    def _read(self, watcher: Any) -> None:
         """Take one frame, in the hub, so that nobody has to be woken for it but those who listen.
 
         The rest is taken after those who pass it on to clients have had their turn.
         """
-        watcher = self._watcher
         if self._take(watcher):
             self._hub.loop.run_callback(self._read_on, watcher)
 
@@ -163,11 +169,12 @@ class Bus:
                 return
 
     def _take(self, watcher: Any) -> bool:
-        """Take one frame.
+        """Take one frame, in the hub, where nothing may wait, not even a logger.
 
         :returns: whether there may be more
         """
-        if self._watcher is not watcher:
+        # Stopped, or paused until there is room.
+        if self._watcher is not watcher or not watcher.active:
             return False
         try:
             # A process that the app has forked may get here, and must leave its parent's messages alone.
@@ -177,6 +184,11 @@ class Bus:
         except EOFError:
             # The arbiter was killed, and the worker is about to find out.
             inboxes = None
+        except Exception as error:
+            # gevent would never call for this watcher again.
+            watcher.stop()
+            gevent.spawn(self._recover, watcher, error)
+            return False
         if inboxes is None:
             self.stop()
             return False
@@ -192,7 +204,12 @@ class Bus:
         for inbox in inboxes:
             inbox.wait_for_room()
         if self._watcher is watcher:
-            watcher.start(self._read)
+            watcher.start(self._read, watcher)
+
+    def _recover(self, watcher: Any, error: Exception) -> None:
+        self._log.error("A broadcast was lost: it could not be taken from the bus", exc_info=error)
+        gevent.sleep(PAUSE_SECONDS)
+        self._resume(watcher, [])
 
     def _receive(self) -> list[Inbox]:
         """Take one frame.
@@ -206,13 +223,18 @@ class Bus:
             if frame.addressee != self._pid:
                 return []
             if frame.lost:
-                self._log.error("A broadcast was lost: no descriptors left in this worker; raise ulimit -n")
+                gevent.spawn(
+                    self._log.error, "A broadcast was lost: no descriptors left in this worker; raise ulimit -n"
+                )
                 return []
             if frame.brings_end:
                 self._outbox.add_end(frame.slot, frame.take_end())
                 return []
             inboxes = self._inboxes.get(frame.channel, [])
-            if inboxes:
+            if len(inboxes) == 1:
+                inboxes[0].give(frame.payload())
+            elif inboxes:
+                # What the first of them does about it must not come before it at the others.
                 payload = frame.payload()
                 for inbox in inboxes:
                     inbox.put(payload)

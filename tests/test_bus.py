@@ -38,8 +38,10 @@ class Log:
     def warning(self, text: str, *args: object) -> None:
         self.warnings.append(text % args)
 
-    def error(self, text: str, *args: object) -> None:
-        self.errors.append(text % args)
+    def error(self, text: str, *args: object, exc_info: BaseException | None = None) -> None:
+        # The handlers of an app's may wait.
+        assert gevent.getcurrent() is not gevent.get_hub()
+        self.errors.append(text % args + (f" ({exc_info})" if exc_info else ""))
 
     def debug(self, text: str, *args: object, extra: dict[str, Any]) -> None:
         assert text % args
@@ -589,7 +591,7 @@ def test_inbox_in_order() -> None:
 
 
 def test_inbox_of_an_idle_listener() -> None:
-    """Who waits gets everything in order, put in by the hub or by others."""
+    """Who waits gets everything in order, from the hub and from others."""
     inbox, received = Inbox(), []
 
     def listen() -> None:
@@ -598,17 +600,17 @@ def test_inbox_of_an_idle_listener() -> None:
             if payload == b"2":
                 gevent.sleep(0)
 
-    def put_in_the_hub() -> None:
-        inbox.put(b"1")
+    def give() -> None:
+        inbox.give(b"1")
         assert received == [b"0", b"1"]
         for payload in (b"2", b"3", b"4"):
-            inbox.put(payload)
+            inbox.give(payload)
 
     listener = gevent.spawn(listen)
     gevent.sleep(0)
     inbox.put(b"0")
     assert received == []
-    gevent.get_hub().loop.run_callback(put_in_the_hub)
+    gevent.get_hub().loop.run_callback(give)
     wait_for(lambda: len(received) == 5, "five payloads")
     assert received == [b"%d" % number for number in range(5)]
     listener.kill()
@@ -664,3 +666,44 @@ def test_arbiter_that_is_gone(generation: Generation, workers: list[Worker]) -> 
     generation.buses[1].sending_end.close()
     # Sockets of a closed channel are always ready, and would be looked at again and again.
     wait_for(lambda: workers[1].bus._watcher is None, "the end of reading")
+
+
+def test_effects_come_after_their_causes(workers: list[Worker]) -> None:
+    """What a listener says about a message is heard after that, by its own process's others and by other workers."""
+    second = workers[1].bus.listen(CHANNEL)
+    heard = []
+
+    def answer() -> None:
+        for payload in second:
+            heard.append(payload)
+            workers[1].bus.publish(CHANNEL, b"about " + payload, second)
+
+    listener = gevent.spawn(answer)
+    for worker in workers:
+        worker.bus.start()
+    gevent.sleep(0)
+    workers[0].send(b"one")
+    assert workers[1].wait_for(2) == [b"one", b"about one"]
+    thread = threading.Thread(target=workers[1].send, args=(b"two",))
+    thread.start()
+    assert workers[2].wait_for(4)[2:] == [b"two", b"about two"]
+    thread.join()
+    assert heard == [b"one", b"two"]
+    listener.kill()
+
+
+def test_message_that_cannot_be_taken(workers: list[Worker], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where taking a message fails that is logged, and those after it are taken."""
+    take = busframe.Frame.payload
+    failures = iter([MemoryError("no room")])
+
+    def fail(frame: busframe.Frame) -> bytes:
+        for failure in failures:
+            raise failure
+        return take(frame)
+
+    monkeypatch.setattr(busframe.Frame, "payload", fail)
+    workers[1].bus.start()
+    workers[0].send(*numbered(3))
+    assert workers[1].wait_for(2) == numbered(3)[1:]
+    assert workers[1].log.errors == ["A broadcast was lost: it could not be taken from the bus (no room)"]
