@@ -12,6 +12,7 @@ may also reach the bus from outside, see :mod:`.outside`.
 from __future__ import annotations
 
 import base64
+import contextlib
 import gc
 import inspect
 import json
@@ -219,7 +220,7 @@ class ClusterManager(socketio.PubSubManager):  # type: ignore[misc]
                 if emission.sender != self.host_id:
                     self._deliver(emission)
             except Exception:
-                self._get_logger().exception("An emission of another worker could not be delivered")
+                self.server.logger.exception("An emission of another worker could not be delivered")
 
     @property
     def _writes_packets(self) -> bool:
@@ -262,10 +263,11 @@ def _encode(namespace: str, data: list[Any]) -> list[str | bytes]:
     """The text of an event's packet, and its attachments."""
     # Packet looks for bytes in all of the data before it encodes them. Python's JSON finds them as it encodes, in a
     # fraction of the time; another JSON may take them for text.
-    binary = False if Packet.json is engineio.json else None
-    try:
-        encoded = Packet(EVENT, data, namespace, binary=binary).encode()
-    except TypeError:
+    encoded = None
+    if Packet.json is engineio.json:
+        with contextlib.suppress(TypeError):
+            encoded = Packet(EVENT, data, namespace, binary=False).encode()
+    if encoded is None:
         encoded = Packet(EVENT, data, namespace).encode()
     return encoded if isinstance(encoded, list) else [encoded]
 
