@@ -24,6 +24,7 @@ from typing import Any
 from weakref import WeakSet
 
 import engineio.json
+import gevent
 import socketio
 from engineio import packet as engineio_packet
 from socketio.packet import EVENT, Packet
@@ -207,6 +208,16 @@ class ClusterManager(socketio.PubSubManager):  # type: ignore[misc]
                 "ClusterManager(write_only=True, path=...) or %s",
                 _BUS_SOCKET.environment,
             )
+
+    def _thread(self) -> None:
+        """Listen, for ever."""
+        while True:
+            try:
+                super()._thread()
+                return
+            except gevent.Timeout:
+                # No Exception, so python-socketio would hear nothing from here on.
+                self.server.logger.exception("A handler let its timeout out into the listening greenlet")
 
     def _listen(self) -> Iterator[bytes]:
         """What python-socketio deals with; emissions never get there."""

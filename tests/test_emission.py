@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from types import SimpleNamespace
 from typing import Any
 
+import gevent
 import pytest
 import socketio
 from hypothesis import assume, given
@@ -89,7 +91,7 @@ def joined(**options: Any) -> tuple[Server, Bus]:
     return server, bus
 
 
-def received(server: Server, payloads: list[bytes]) -> list[tuple[str, Any]]:
+def received(server: Server, payloads: Iterable[bytes]) -> list[tuple[str, Any]]:
     """What the clients of a worker get of what comes by the bus."""
     server.got.clear()
     server.manager._inbox = payloads
@@ -197,3 +199,19 @@ def test_json_that_takes_bytes_for_text(monkeypatch: pytest.MonkeyPatch) -> None
     server.emit("event", b"1", namespace="/chat", skip_sid="sid B")
     text = '51-/chat,["event",{"_placeholder":true,"num":0}]'
     assert server.got == received(joined()[0], bus.sent) == [("A", text), ("A", b"1")]
+
+
+def time_out(_: object) -> None:
+    raise gevent.Timeout(1)
+
+
+def test_timeout_of_a_handler(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """A timeout that an app's code lets out ends nothing but that code."""
+    server, bus = joined()
+    server.emit("event", 1, namespace="/chat", skip_sid="sid B")
+    other = joined(logger=True)[0]
+    # What python-socketio deals with, and calls the app for.
+    monkeypatch.setattr(other.manager, "_handle_disconnect", time_out)
+    asked = json.dumps({"method": "disconnect", "host_id": "another", "sid": "sid B", "namespace": "/chat"}).encode()
+    assert received(other, iter([asked, *bus.sent])) == [("A", '2/chat,["event",1]')]
+    assert "let its timeout out" in caplog.text
