@@ -158,7 +158,7 @@ class Bus:
     def _read(self, watcher: Any) -> None:
         """Take one frame, in the hub, so that nobody has to be woken for it but those who listen.
 
-        The rest is taken after those who pass it on to clients have had their turn.
+        The rest is taken when the greenlets that it wakes have had their turn.
         """
         if self._take(watcher):
             self._hub.loop.run_callback(self._read_on, watcher)
@@ -207,7 +207,8 @@ class Bus:
             watcher.start(self._read, watcher)
 
     def _recover(self, watcher: Any, error: Exception) -> None:
-        self._log.error("A broadcast was lost: it could not be taken from the bus", exc_info=error)
+        """Say that nothing could be taken, and try again, whatever the logger does."""
+        gevent.spawn(self._log.error, "Taking a broadcast from the bus failed, and it may be lost", exc_info=error)
         gevent.sleep(PAUSE_SECONDS)
         self._resume(watcher, [])
 
