@@ -272,15 +272,20 @@ class ClusterManager(socketio.PubSubManager):  # type: ignore[misc]
 
 def _encode(namespace: str, data: list[Any]) -> list[str | bytes]:
     """The text of an event's packet, and its attachments."""
-    # Packet looks for bytes in all of the data before it encodes them. Python's JSON finds them as it encodes, in a
-    # fraction of the time; another JSON may take them for text.
     encoded = None
-    if Packet.json is engineio.json:
+    # Packet looks for bytes in all of the data before it encodes them. What refuses them finds them as it encodes, in a
+    # fraction of the time.
+    if _json_refuses_bytes():
         with contextlib.suppress(TypeError):
             encoded = Packet(EVENT, data, namespace, binary=False).encode()
     if encoded is None:
         encoded = Packet(EVENT, data, namespace).encode()
     return encoded if isinstance(encoded, list) else [encoded]
+
+
+def _json_refuses_bytes() -> bool:
+    """Whether packets are made by Python's JSON as it is; another, or a patched one, may take bytes for text."""
+    return Packet.json is engineio.json and getattr(json.JSONEncoder.default, "__module__", "") == "json.encoder"
 
 
 def _unwritable(method: str, room: Any, error: Exception) -> ClusterError:

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from types import SimpleNamespace
 from typing import Any
 
+import engineio.packet
 import gevent
 import pytest
 import socketio
@@ -189,13 +190,19 @@ def test_emission_that_fails(caplog: pytest.LogCaptureFixture) -> None:
     assert "could not be delivered" in caplog.text
 
 
-def test_json_that_takes_bytes_for_text(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Bytes are attachments with any JSON that the app chose."""
-    lenient = SimpleNamespace(
-        dumps=lambda data, **options: json.dumps(data, default=lambda it: it.decode(), **options), loads=json.loads
-    )
-    monkeypatch.setattr(Packet, "json", Packet.json)
-    server, bus = joined(json=lenient)
+@pytest.mark.parametrize("chosen", [True, False])
+def test_json_that_takes_bytes_for_text(monkeypatch: pytest.MonkeyPatch, *, chosen: bool) -> None:
+    """Bytes are attachments with any JSON that the app chose, and if it has patched Python's."""
+    options = {}
+    if chosen:
+        monkeypatch.setattr(Packet, "json", Packet.json)
+        monkeypatch.setattr(engineio.packet.Packet, "json", engineio.packet.Packet.json)
+        options["json"] = SimpleNamespace(
+            dumps=lambda data, **options: json.dumps(data, default=bytes.decode, **options), loads=json.loads
+        )
+    else:
+        monkeypatch.setattr(json.JSONEncoder, "default", lambda _, it: it.decode())
+    server, bus = joined(**options)
     server.emit("event", b"1", namespace="/chat", skip_sid="sid B")
     text = '51-/chat,["event",{"_placeholder":true,"num":0}]'
     assert server.got == received(joined()[0], bus.sent) == [("A", text), ("A", b"1")]
