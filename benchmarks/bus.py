@@ -130,18 +130,20 @@ def wait_for_link(speaker: Listener, listeners: list[Listener]) -> None:
 
 
 def measure_latencies(speaker: Listener, listeners: list[Listener], size: int) -> list[float]:
-    """From when the speaker's worker emits to when the first listener has received it, in seconds."""
+    """From when the speaker's worker emits to when a listener has received it, each in turn, in seconds."""
     wait_for_link(speaker, listeners)
     taken = []
-    for _ in range(LATENCIES):
+    for number in range(LATENCIES):
         for guest in listeners:
             guest.heard.pop("s", None)
+        measured = listeners[number % len(listeners)]
         command(speaker, "flood", "s", 1, size)
-        while "s" not in listeners[0].heard:
-            listeners[0].read()
-            assert listeners[0].open
+        while "s" not in measured.heard:
+            measured.read()
+            assert measured.open
+        taken.append(measured.delay / 1e9)
         hear(listeners, [speaker], 0)
-        taken.append(listeners[0].delay / 1e9)
+        read([speaker], 0)
     return taken
 
 
