@@ -151,8 +151,17 @@ class ProxiedLoad(Load):
         random.Random(threads).shuffle(plan)
         super().__init__(0, plan, threads=threads)
         self.resent = 0
+        self._answered: set[int] = set()
         self._place = place
         self._local = threading.local()
+
+    def wait_for(self, count: int, timeout: float = 30.0) -> None:
+        """The same, and until each connection has brought an answer: before that it may still be the listener's."""
+        super().wait_for(count, timeout)
+        with self._changed:
+            assert self._changed.wait_for(lambda: len(self._answered) == len(self._threads), timeout), (
+                f"only {len(self._answered)} connections have brought an answer within {timeout:g} s"
+            )
 
     def _run(self, clients: Sequence[str]) -> None:
         self._local.upstream = None
@@ -176,6 +185,7 @@ class ProxiedLoad(Load):
             if trouble:
                 self.failures.append(trouble)
             else:
+                self._answered.add(threading.get_ident())
                 self.replies[address, who["slot"], who["pid"]] += 1
                 self.history.setdefault(address, []).append(who["pid"])
             self._changed.notify_all()
