@@ -28,15 +28,11 @@ from gevent.hub import Waiter
 from gevent.monkey import get_original
 
 from sticky_session.busframe import Message, Receiver, send_end
-from sticky_session.busoutbox import Outbox
+from sticky_session.busoutbox import BURST, PAUSE_SECONDS, Outbox
 from sticky_session.generation import Generation, Seat
 
 # What has been taken from the bus and waits for the app; beyond it, the bus is not read.
 INBOX_BYTES = 8 * 2**20
-# How many messages are taken before others in this process get their turn.
-BURST = 64
-# How long nothing is taken when that has failed.
-PAUSE_SECONDS = 0.05
 
 _get_ident = get_original("_thread", "get_ident")
 

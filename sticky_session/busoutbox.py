@@ -21,9 +21,9 @@ from sticky_session.slots import Table
 # What one worker keeps for one slot that takes its messages too slowly.
 QUEUE_BYTES = MAX_MESSAGE_BYTES
 QUEUE_MESSAGES = 50_000
-# How many messages are sent from a queue before others in this process get their turn.
+# How many messages are sent from a queue, or taken from the bus, before others in this process get their turn.
 BURST = 64
-# How long sending pauses when something but room has run out.
+# How long sending pauses when something but room has run out, and taking when it has failed.
 PAUSE_SECONDS = 0.05
 # How often dropped messages are reported: in the log, and to gunicorn's metrics.
 LOG_SECONDS = 60.0
