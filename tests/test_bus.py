@@ -425,14 +425,13 @@ def test_busy_app_is_not_flooded(workers: list[Worker], monkeypatch: pytest.Monk
 
 def test_stopped_bus_is_not_read(generation: Generation, workers: list[Worker]) -> None:
     """Once a worker is about to leave its slot it takes nothing more out of the channel."""
-    workers[1].bus.start()
+    for worker in workers:
+        worker.bus.start()
     workers[0].send(b"before")
     workers[1].wait_for(1)
     workers[1].bus.stop()
     workers[0].send(b"after")
-    for _ in range(10):
-        # Each looks at what has come; sleep(0) wouldn't.
-        gevent.sleep(0.001)
+    workers[2].wait_for(2)
     assert workers[1].received == [b"before"]
     assert not generation.buses[1].is_empty
 
@@ -650,13 +649,13 @@ def test_listener_that_stops_the_bus(workers: list[Worker]) -> None:
             workers[1].bus.stop()
 
     listener = gevent.spawn(listen)
-    workers[1].bus.start()
+    for worker in workers:
+        worker.bus.start()
     gevent.sleep(0)
     workers[0].bus.publish("other", b"the end")
     workers[0].send(b"after it")
     wait_for(lambda: workers[1].bus._watcher is None, "the end of reading")
-    for _ in range(10):
-        gevent.sleep(0.001)
+    workers[2].wait_for(1)
     assert not workers[1].seat.generation.buses[1].is_empty
     assert workers[1].received == []
     listener.kill()
