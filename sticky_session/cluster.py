@@ -13,12 +13,9 @@ from __future__ import annotations
 
 import base64
 import contextlib
-import gc
-import inspect
 import json
 import os
 import uuid
-import zlib
 from collections.abc import Iterator
 from typing import Any
 from weakref import WeakSet
@@ -41,7 +38,7 @@ DEFAULT_CHANNEL = "socketio"
 _BUS_SOCKET = next(option for option in OPTIONS if option.name == "bus_socket")
 
 # All managers of this process, for those that were made before the bus.
-_managers: WeakSet[ClusterManager] = WeakSet()
+managers: WeakSet[ClusterManager] = WeakSet()
 
 
 class ClusterManager(socketio.PubSubManager):  # type: ignore[misc]
@@ -86,7 +83,7 @@ class ClusterManager(socketio.PubSubManager):  # type: ignore[misc]
         self._sender = None if given is None else Sender(os.fspath(given))
         if path is not None:
             return
-        _managers.add(self)
+        managers.add(self)
         bus = current_bus()
         if bus is not None:
             self.join(bus)
@@ -273,8 +270,8 @@ class ClusterManager(socketio.PubSubManager):  # type: ignore[misc]
 def _encode(namespace: str, data: list[Any]) -> list[str | bytes]:
     """The text of an event's packet, and its attachments."""
     encoded = None
-    # Packet looks for bytes in all of the data before it encodes them. What refuses them finds them as it encodes, in a
-    # fraction of the time.
+    # Packet looks for bytes in all of the data before it encodes any. JSON that refuses them finds them as it encodes,
+    # in a fraction of the time.
     if _json_refuses_bytes():
         with contextlib.suppress(TypeError):
             encoded = Packet(EVENT, data, namespace, binary=False).encode()
@@ -311,69 +308,7 @@ def _with_text_only(callback: dict[str, Any]) -> dict[str, Any]:
     return {**callback, "args": [rest, *(base64.b64encode(each).decode() for each in attachments)], "binary": True}
 
 
-# --- by itself
-
-
 def join(bus: Bus) -> None:
     """Let the managers that there are use the bus."""
-    for manager in list(_managers):
+    for manager in list(managers):
         manager.join(bus)
-
-
-def adopt_servers() -> tuple[int, int]:
-    """Let every Socket.IO server of this process that has python-socketio's default manager have ours.
-
-    To be called before :func:`join`. Two servers get two channels, as they are two worlds within one process. What
-    tells them apart, in every worker alike, is what they answer to.
-
-    :returns: how many servers have ours now, and how many could not be told apart and were left alone
-    """
-    servers = _default_servers()
-    if len(servers) > 1:
-        # Some may be gone but for the garbage collector.
-        del servers
-        gc.collect()
-        servers = _default_servers()
-    if len(servers) == 1:
-        _adopt(servers[0].manager, DEFAULT_CHANNEL)
-        return 1, 0
-    names = [f"{DEFAULT_CHANNEL}-{zlib.crc32(_handlers(server).encode()):08x}" for server in servers]
-    adopted = [(server, name) for server, name in zip(servers, names, strict=True) if names.count(name) == 1]
-    for server, name in adopted:
-        _adopt(server.manager, name)
-    return len(adopted), len(servers) - len(adopted)
-
-
-def _default_servers() -> list[Any]:
-    # type() and not isinstance(): proxies of the app's may do anything when they are asked for their class.
-    return [
-        it
-        for it in gc.get_objects()
-        if issubclass(type(it), socketio.Server) and type(getattr(it, "manager", None)) is socketio.Manager
-    ]
-
-
-def _handlers(server: Any) -> str:
-    """The names of a server's namespaces and events, and of what handles them."""
-    named = [
-        f"{namespace} {event} {getattr(handler, '__module__', '')}.{getattr(handler, '__qualname__', '')}"
-        for namespace, handlers in server.handlers.items()
-        for event, handler in handlers.items()
-    ]
-    named += [f"{namespace} {type(it).__qualname__}" for namespace, it in server.namespace_handlers.items()]
-    return "\n".join(sorted(named))
-
-
-def _adopt(manager: Any, channel: str) -> None:
-    """Turn a manager into ours: the same object, since others may know it, with all that it has."""
-    kept = vars(manager)
-    # What has been put in the place of its methods (Server.instrument() does that) goes on to ours.
-    passed_on = {
-        name: getattr(ClusterManager, value.__name__).__get__(manager)
-        for name, value in kept.items()
-        if inspect.ismethod(value) and value.__self__ is manager
-    }
-    fresh = ClusterManager(channel)
-    manager.__class__ = ClusterManager
-    manager.__dict__ = {**vars(fresh), **kept, **passed_on}
-    _managers.add(manager)

@@ -18,7 +18,7 @@ from gevent.event import Event
 from gunicorn.errors import AppImportError
 from gunicorn.workers.ggevent import GeventWorker
 
-from sticky_session import engines
+from sticky_session import appservers
 from sticky_session.app import speaks_asgi
 from sticky_session.arbiter import StickyArbiter
 from sticky_session.bus import Bus, set_current_bus
@@ -168,7 +168,7 @@ class Worker(GeventWorker):  # type: ignore[misc]
         self._finish(interval)
 
     def _warn_of_eventlet(self) -> None:
-        if engines.expect_eventlet() and self.seat.generation.table.eventlet_report.take():
+        if appservers.expect_eventlet() and self.seat.generation.table.eventlet_report.take():
             self.log.warning(
                 'The app\'s Socket.IO server has async_mode="eventlet", the default where eventlet is installed: its '
                 'clients will hang. Give it async_mode="gevent", or uninstall eventlet'
@@ -183,9 +183,9 @@ class Worker(GeventWorker):  # type: ignore[misc]
             set_current_bus(self._bus)
             return
         # Only now: an app of another kind need not have it in memory.
-        from sticky_session import cluster
+        from sticky_session import adoption, cluster
 
-        adopted, left = cluster.adopt_servers()
+        adopted, left = adoption.adopt_servers()
         set_current_bus(self._bus)
         cluster.join(self._bus)
         if (adopted or left) and self.seat.generation.table.bus_report.take():
@@ -277,7 +277,7 @@ class Worker(GeventWorker):  # type: ignore[misc]
     def message_bytes(self) -> int:
         """The largest WebSocket message taken: the option's, or that of the app's Engine.IO server."""
         if self._message_bytes is None:
-            self._message_bytes = self.options.message_bytes or engines.message_bytes() or DEFAULT_MESSAGE_BYTES
+            self._message_bytes = self.options.message_bytes or appservers.message_bytes() or DEFAULT_MESSAGE_BYTES
         return self._message_bytes
 
 

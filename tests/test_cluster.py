@@ -12,7 +12,7 @@ import flask_socketio
 import pytest
 import socketio
 
-from sticky_session import ClusterManager, cluster
+from sticky_session import ClusterManager, adoption, cluster
 from sticky_session.emission import Emission
 
 # What is left alone.
@@ -63,7 +63,7 @@ def _no_leftovers() -> Iterator[None]:
     """No server of another test is found among all objects, or joins."""
     gc.collect()
     yield
-    cluster._managers.clear()
+    cluster.managers.clear()
 
 
 def both() -> list[Server]:
@@ -155,20 +155,20 @@ def test_adopted() -> None:
     manager = server.manager
     (sid,) = server.connect("A")
     server.enter_room(sid, "room")
-    assert cluster.adopt_servers() == (1, 0)
+    assert adoption.adopt_servers() == (1, 0)
     assert server.manager is manager
     assert type(manager) is ClusterManager
     assert manager.channel == "socketio"
     server.emit("news", to="room")
     assert server.out == [("A", '2["news"]')]
     assert set(server.rooms(sid)) == {sid, "room"}
-    assert cluster.adopt_servers() == (0, 0)
+    assert adoption.adopt_servers() == (0, 0)
 
 
 def test_adopted_joins() -> None:
     """An adopted manager is among those that join."""
     server = Server()
-    cluster.adopt_servers()
+    adoption.adopt_servers()
     bus = Bus()
     cluster.join(bus)  # type: ignore[arg-type]
     server.emit("news")
@@ -184,23 +184,23 @@ def test_other_managers_are_left_alone(other: str) -> None:
 
     servers = [Server(OTHERS[other]()), Server(Own()), Server(ClusterManager("mine"))]
     kinds = [type(server.manager) for server in servers]
-    assert cluster.adopt_servers() == (0, 0)
+    assert adoption.adopt_servers() == (0, 0)
     assert [type(server.manager) for server in servers] == kinds
 
 
 def test_asyncio_is_left_alone() -> None:
     """An AsyncServer is not ours: it doesn't run under gevent."""
     server = socketio.AsyncServer()
-    assert cluster.adopt_servers() == (0, 0)
+    assert adoption.adopt_servers() == (0, 0)
     assert type(server.manager) is socketio.AsyncManager
 
 
 def test_flask_socketio() -> None:
     """Flask-SocketIO's server is found, also one that is made in a factory."""
     extension = flask_socketio.SocketIO(async_mode="threading")
-    assert cluster.adopt_servers() == (0, 0)
+    assert adoption.adopt_servers() == (0, 0)
     extension.init_app(flask.Flask("test"))
-    assert cluster.adopt_servers() == (1, 0)
+    assert adoption.adopt_servers() == (1, 0)
     assert type(extension.server.manager) is ClusterManager
 
 
@@ -208,7 +208,7 @@ def test_instrumented() -> None:
     """What Server.instrument() has put around the manager's methods stays around ours."""
     server = Server()
     admin = server.instrument(auth=False, mode="development")
-    cluster.adopt_servers()
+    adoption.adopt_servers()
     bus = Bus()
     cluster.join(bus)  # type: ignore[arg-type]
     server.emit("news", 1)
@@ -229,7 +229,7 @@ def test_two_servers() -> None:
 
     def channels(*pair: Server) -> list[str]:
         """Those that they get; the order is the first's, then the second's."""
-        assert cluster.adopt_servers() == (2, 0)
+        assert adoption.adopt_servers() == (2, 0)
         return [server.manager.channel for server in pair]
 
     found = channels(*make())
@@ -243,7 +243,7 @@ def test_two_servers() -> None:
 def test_two_servers_that_are_alike() -> None:
     """Servers that nothing tells apart are left alone: they would be mixed up."""
     servers = [Server(), Server()]
-    assert cluster.adopt_servers() == (0, 2)
+    assert adoption.adopt_servers() == (0, 2)
     assert {type(server.manager) for server in servers} == {socketio.Manager}
 
 
@@ -257,7 +257,7 @@ def test_server_that_is_gone() -> None:
     try:
         del gone
         assert alive() is not None
-        assert cluster.adopt_servers() == (1, 0)
+        assert adoption.adopt_servers() == (1, 0)
     finally:
         gc.enable()
     assert server.manager.channel == "socketio"
@@ -273,6 +273,6 @@ def test_proxies() -> None:
 
     proxies = [Proxy(), weakref.proxy(Server())]
     server = Server()
-    assert cluster.adopt_servers() == (1, 0)
+    assert adoption.adopt_servers() == (1, 0)
     assert type(server.manager) is ClusterManager
     assert len(proxies) == 2
