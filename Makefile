@@ -2,7 +2,7 @@
 # make test    everything: style, docs, all tests
 # make style   lint, format, types
 # make docs    the documentation, docs/_build/html
-# make bench   the speed of sticky-session beside its peers, in 25 minutes: RESULTS.md and BUS.md in benchmarks/, and
+# make bench   the speed of sticky-session beside its peers, in half an hour: RESULTS.md and BUS.md in benchmarks/, and
 #              plots; bench-quick takes less than three and only prints
 # make screenshot  the picture of the example chat in the README
 # make clean   remove what the others made

@@ -1,6 +1,6 @@
 """The speed of broadcasts across workers, beside python-socketio's RedisManager in the same run.
 
-    python benchmarks/bus.py                      about 5 minutes; writes BUS.md
+    python benchmarks/bus.py                      about 11 minutes; writes BUS.md
     python benchmarks/bus.py --print --workers 2  a look
 
 Latency: from when a worker's app emits to when a client of another worker has received it; nothing else goes on.
@@ -34,7 +34,7 @@ from midway import clients_of
 from redis_server import Redis
 from report import output
 
-ROUNDS = 9
+ROUNDS = 27
 LATENCIES = 1000
 # Bytes that one round of throughput emits, and the most messages.
 ROUND_BYTES = 60_000_000
