@@ -108,7 +108,9 @@ class Listeners:
         if self._current is not None:
             status = children.reap(self._current.pid)
             if status is not None:
-                self._log.error("The listener (pid:%s) ended %s", self._current.pid, children.describe(status))
+                # With status 0 it was told to end, as systemd tells all processes of a service at once.
+                say = self._log.error if status else self._log.info
+                say("The listener (pid:%s) ended %s", self._current.pid, children.describe(status))
                 if time.monotonic() - self._current.started_at < MIN_SECONDS:
                     self._start_at = time.monotonic() + MIN_SECONDS
                 self._current = None
