@@ -13,13 +13,13 @@ from sticky_session.appservers import instances
 from sticky_session.cluster import DEFAULT_CHANNEL, ClusterManager, managers
 
 
-def adopt_servers() -> tuple[int, int]:
+def adopt_servers() -> tuple[list[str], int]:
     """Let every Socket.IO server of this process that has python-socketio's default manager have ours.
 
     To be called before :func:`.cluster.join`. Two servers get two channels, as they are two worlds within one process.
     What tells them apart, in every worker alike, is what they answer to.
 
-    :returns: how many servers have ours now, and how many could not be told apart and were left alone
+    :returns: the channels of the servers that have ours now, and how many could not be told apart and were left alone
     """
     servers = _default_servers()
     if len(servers) > 1:
@@ -29,12 +29,12 @@ def adopt_servers() -> tuple[int, int]:
         servers = _default_servers()
     if len(servers) == 1:
         _adopt(servers[0].manager, DEFAULT_CHANNEL)
-        return 1, 0
+        return [DEFAULT_CHANNEL], 0
     names = [f"{DEFAULT_CHANNEL}-{zlib.crc32(_handlers(server).encode()):08x}" for server in servers]
-    adopted = [(server, name) for server, name in zip(servers, names, strict=True) if names.count(name) == 1]
-    for server, name in adopted:
+    adopted = {name: server for server, name in zip(servers, names, strict=True) if names.count(name) == 1}
+    for name, server in adopted.items():
         _adopt(server.manager, name)
-    return len(adopted), len(servers) - len(adopted)
+    return sorted(adopted), len(servers) - len(adopted)
 
 
 def _default_servers() -> list[Any]:

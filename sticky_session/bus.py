@@ -139,6 +139,11 @@ class Bus:
         self._inboxes.setdefault(channel.encode(), []).append(inbox)
         return inbox
 
+    @property
+    def channels(self) -> list[str]:
+        """The names of those that somebody listens to."""
+        return sorted(name.decode() for name in self._inboxes)
+
     def start(self) -> None:
         """This worker serves its slot from now on."""
         watcher = self._watcher = self._hub.loop.io(self._receiving_end.fileno(), 1)

@@ -27,7 +27,7 @@ import socket
 import threading
 from collections.abc import Callable
 from struct import Struct
-from typing import Any
+from typing import Any, NamedTuple
 
 from sticky_session.busframe import MAX_CHANNEL_BYTES, MAX_MESSAGE_BYTES
 from sticky_session.errors import ClusterError, UnconfirmedError
@@ -45,37 +45,54 @@ _ANSWER = Struct("!BH")
 _SENT, _REFUSED = range(2)
 
 
-def _is_name(value: object) -> bool:
+class _Kind(NamedTuple):
+    """What a member of a message may be."""
+
+    accepts: Callable[[Any], bool]
+    expected: str
+
+
+def _is_text(value: Any) -> bool:
     return isinstance(value, str)
 
 
-def _is_room(value: object) -> bool:
+def _is_room(value: Any) -> bool:
     return isinstance(value, (str, int, float))
 
 
-def _is_room_or_all(value: object) -> bool:
+def _is_room_or_all(value: Any) -> bool:
     return value is None or _is_room(value)
 
 
-def _one_or_more(is_one: Callable[[object], bool]) -> Callable[[object], bool]:
+def _one_or_more(is_one: Callable[[Any], bool]) -> Callable[[Any], bool]:
     return lambda value: all(map(is_one, value)) if isinstance(value, list) else is_one(value)
 
 
+_NAME = _Kind(_is_text, "text")
+# Packets name no others (Socket.IO protocol, "Packet encoding"), so no client is in one.
+_NAMESPACE = _Kind(lambda value: _is_text(value) and value.startswith("/"), "text that begins with /")
+_ROOM = _Kind(_is_room, "text or a number")
+
 # What else than its method python-socketio's managers put into a message; host_id is only compared. The room None is
 # that of all clients, in which python-socketio keeps who is connected: nobody may leave it.
-_MEMBERS: dict[str, dict[str, Callable[[object], bool]]] = {
+_MEMBERS: dict[str, dict[str, _Kind]] = {
     "emit": {
-        "event": _is_name,
-        "data": lambda value: isinstance(value, list),
-        "namespace": _is_name,
+        "event": _NAME,
+        "data": _Kind(lambda value: isinstance(value, list), "a list"),
+        "namespace": _NAMESPACE,
         # No room at all is an IndexError in python-socketio.
-        "room": lambda value: value != [] and _one_or_more(_is_room_or_all)(value),
-        "skip_sid": lambda value: value is None or _one_or_more(_is_name)(value),
+        "room": _Kind(
+            lambda value: value != [] and _one_or_more(_is_room_or_all)(value),
+            "text, a number, a list of them, or null for all clients",
+        ),
+        "skip_sid": _Kind(
+            lambda value: value is None or _one_or_more(_is_text)(value), "text, a list of texts, or null"
+        ),
     },
-    "disconnect": {"sid": _is_name, "namespace": _is_name},
-    "enter_room": {"sid": _is_name, "namespace": _is_name, "room": _is_room},
-    "leave_room": {"sid": _is_name, "namespace": _is_name, "room": _is_room},
-    "close_room": {"namespace": _is_name, "room": _is_room},
+    "disconnect": {"sid": _NAME, "namespace": _NAMESPACE},
+    "enter_room": {"sid": _NAME, "namespace": _NAMESPACE, "room": _ROOM},
+    "leave_room": {"sid": _NAME, "namespace": _NAMESPACE, "room": _ROOM},
+    "close_room": {"namespace": _NAMESPACE, "room": _ROOM},
 }
 
 
@@ -92,9 +109,9 @@ def check(payload: bytes) -> None:
     members = _MEMBERS.get(method) if isinstance(method, str) else None
     if members is None:
         raise ClusterError(f"method {method!r:.100}: expected one of {', '.join(_MEMBERS)}")
-    for name, is_fine in members.items():
-        if not is_fine(message.get(name)):
-            raise ClusterError(f"{method}: {name} can't be {message.get(name)!r:.100}")
+    for name, kind in members.items():
+        if not kind.accepts(message.get(name)):
+            raise ClusterError(f"{method}: {name} {message.get(name)!r:.100}: expected {kind.expected}")
     if message.get("callback") is not None:
         raise ClusterError(f"{method}: callback: nobody outside can be answered")
     if method == "emit" and message.get("binary"):

@@ -24,7 +24,7 @@ from sticky_session.arbiter import StickyArbiter
 from sticky_session.bus import Bus, set_current_bus
 from sticky_session.children import blocked_signals
 from sticky_session.config import Options
-from sticky_session.errors import PlatformError
+from sticky_session.errors import ClusterError, PlatformError
 from sticky_session.generation import Seat
 from sticky_session.server import Server
 
@@ -189,9 +189,16 @@ class Worker(GeventWorker):  # type: ignore[misc]
         set_current_bus(self._bus)
         cluster.join(self._bus)
         if (adopted or left) and self.seat.generation.table.bus_report.take():
-            if adopted:
+            if len(adopted) == 1:
                 self.log.info(
                     "The app's Socket.IO server reaches the clients of all workers (STICKY_SESSION_BUS=0: only its own)"
+                )
+            elif adopted:
+                self.log.info(
+                    "The app's %s Socket.IO servers each reach their clients of all workers, by the channels %s "
+                    "(STICKY_SESSION_BUS=0: only their own workers')",
+                    len(adopted),
+                    " and ".join(adopted),
                 )
             if left:
                 self.log.warning(
@@ -241,9 +248,15 @@ class Worker(GeventWorker):  # type: ignore[misc]
 
         It waits a moment for workers that are far behind: a sender who is faster would have messages dropped.
 
-        :raises ClusterError: it can't be sent
+        :raises ClusterError: it can't be sent, or none of the servers would hear it
         """
         assert self._bus is not None
+        names = self._bus.channels
+        if channel not in names:
+            raise ClusterError(
+                f"channel {channel!r}: expected one that a Socket.IO server of the app has: "
+                f"{', '.join(names) or 'there is none'}"
+            )
         # What the sender has sent by another worker, which left, may still wait in this one's channel.
         self._bus.publish(channel, payload, in_turn=True)
         wait_while(self._bus.is_crowded)

@@ -178,6 +178,36 @@ def test_bad_arguments(path: Path, server: Server, arguments: tuple[str, ...], s
     assert server.lines(mark) == []
 
 
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (("--namespace", "other"), "emit: namespace 'other': expected text that begins with /"),
+        (("--channel", "other"), "channel 'other': expected one that a Socket.IO server of the app has: socketio"),
+    ],
+)
+def test_nobody_would_hear(path: Path, server: Server, arguments: tuple[str, ...], complaint: str) -> None:
+    """What no client can be reached by is refused by the worker, which says so in its log, too."""
+    mark = server.mark()
+    assert emit("e", *arguments, path=path, status=2) == f"sticky-session emit: {path}: {complaint}\n"
+    server.wait_for(f"A message from outside was refused: {complaint}", after=mark)
+
+
+def test_two_servers(tmp_path: Path) -> None:
+    """An app's two servers have channels that the log and the complaint name, and each is reached by its own."""
+    path = tmp_path / "bus.sock"
+    with server_with(path, app="two_servers:app") as server:
+        (said,) = server.find(r"The app's 2 Socket.IO servers .* by the channels (\S+) and (\S+)")
+        names = said.groups()
+        assert emit("e", path=path, status=2).endswith(f"a Socket.IO server of the app has: {', '.join(names)}\n")
+        with members(server.port, CLIENTS, "websocket") as pair:
+            for event in ("e", "fence"):
+                for name in names:
+                    emit(event, json.dumps(name), "--channel", name, path=path)
+            first, other = (member.until("fence") for member in pair)
+        assert first == other
+        assert first in [[("e", (name,))] for name in names]
+
+
 def test_no_server(tmp_path: Path) -> None:
     """A path where nobody is, or no path."""
     assert "No such file or directory; expected the bus socket" in emit("e", path=tmp_path / "nobody", status=2)
