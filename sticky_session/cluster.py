@@ -148,7 +148,7 @@ class ClusterManager(socketio.PubSubManager):  # type: ignore[misc]
         try:
             payload = emission.pack()
         except (TypeError, ValueError) as error:
-            raise _unwritable("emit", room, error) from None
+            raise self._unwritable("emit", room, error) from None
         # A message that can't be sent reaches nobody.
         self._bus.publish(self.channel, payload, self._inbox)
         self._deliver(emission)
@@ -193,7 +193,7 @@ class ClusterManager(socketio.PubSubManager):  # type: ignore[misc]
         try:
             payload = self._json.dumps(data).encode()
         except (TypeError, ValueError) as error:
-            raise _unwritable(data["method"], data.get("room"), error) from None
+            raise self._unwritable(data["method"], data.get("room"), error) from None
         if self._bus is not None:
             self._bus.publish(self.channel, payload, self._inbox)
         elif self._sender is not None:
@@ -205,6 +205,13 @@ class ClusterManager(socketio.PubSubManager):  # type: ignore[misc]
                 "ClusterManager(write_only=True, path=...) or %s",
                 _BUS_SOCKET.environment,
             )
+
+    def _unwritable(self, method: str, room: Any, error: Exception) -> ClusterError:
+        alone = "" if self._bus is None else "; STICKY_SESSION_BUS=0 keeps everything in this worker"
+        return ClusterError(
+            f"{method} to room {room!r} can't be sent to the workers: {error}. Data and the names of rooms must be "
+            f"what JSON has, or bytes{alone}"
+        )
 
     def _thread(self) -> None:
         """Listen, for ever."""
@@ -283,14 +290,6 @@ def _encode(namespace: str, data: list[Any]) -> list[str | bytes]:
 def _json_refuses_bytes() -> bool:
     """Whether packets are made by Python's JSON as it is; another, or a patched one, may take bytes for text."""
     return Packet.json is engineio.json and getattr(json.JSONEncoder.default, "__module__", "") == "json.encoder"
-
-
-def _unwritable(method: str, room: Any, error: Exception) -> ClusterError:
-    return ClusterError(
-        f"{method} to room {room!r} can't be sent to the other workers: {error}. "
-        "Data and the names of rooms must be what JSON has, or bytes; STICKY_SESSION_BUS=0 keeps "
-        "everything in this worker"
-    )
 
 
 def default_path() -> str | None:

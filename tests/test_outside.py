@@ -69,6 +69,12 @@ def test_what_managers_write() -> None:
     check(b'{"method": "disconnect", "sid": "a", "namespace": "/", "host_id": "x"}')
 
 
+def test_what_json_has_not() -> None:
+    """What can't be written is refused before anything is sent, with nothing about workers' options."""
+    with pytest.raises(ClusterError, match=r"^emit to room 'r' can't be sent .* not JSON serializable.* or bytes$"):
+        ClusterManager(write_only=True, path="/nowhere").emit("e", {1, 2}, room="r")
+
+
 def test_depth() -> None:
     """What is taken can be sent by the workers, which do with it what a client's packet needs."""
     data = nested(outside.MAX_DEPTH)
