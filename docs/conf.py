@@ -22,3 +22,5 @@ nitpicky = True
 html_theme = "furo"
 html_title = f"sticky-session {version}"
 html_copy_source = False
+# Of flags they would make dashes.
+smartquotes = False
