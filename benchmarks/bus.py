@@ -210,9 +210,8 @@ def compare(workers: int, size: int, ours: Figures, redis: Figures) -> str:
 def render(rows: list[str]) -> str:
     """The whole text."""
     redis = output("redis-check-rdb", "--version").split()[1]
-    packages = ", ".join(
-        f"{name} {importlib.metadata.version(name)}" for name in ("python-socketio", "redis", "gevent")
-    )
+    names = {"python-socketio": "python-socketio", "redis-py": "redis", "gevent": "gevent"}
+    packages = ", ".join(f"{name} {importlib.metadata.version(package)}" for name, package in names.items())
     return f"""# Broadcasts
 
 Made by `make bench` (`python benchmarks/bus.py`). {os.cpu_count()} cores, Python {platform.python_version()},
