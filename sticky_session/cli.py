@@ -126,7 +126,7 @@ def emit(arguments: Sequence[str]) -> None:
         prog="sticky-session emit",
         description="Emit to the clients of all workers of a server on this machine that was started with "
         "--bus-socket. Ends with status 0 when it is on its way to every worker, 2 if it is not and will not be, and 1 "
-        "if a worker took it and was killed before it said so.",
+        "if a worker took it but was killed, or was silent for ten seconds, before it said so.",
     )
     parser.add_argument("event", metavar="EVENT", help="the event's name")
     parser.add_argument(
