@@ -75,6 +75,19 @@ def test_backlog_and_channels_are_served(door: str) -> None:
         assert is_refused(server.port)
 
 
+def test_all_processes_are_told() -> None:
+    """TERM for all at once, as systemd sends it by default: nothing about it is an error."""
+    with Server(workers=2) as server:
+        listener = server.listener_pid
+        with stopped(server.pid):
+            for pid in (listener, *server.worker_pids.values(), server.pid):
+                os.kill(pid, SIGTERM)
+            wait_until(lambda: not os.path.exists(f"/proc/{listener}/fd/0"), what="the listener has ended")
+        assert_ends(server, 0)
+        assert server.find(rf"The listener \(pid:{listener}\) ended with status 0")
+        assert not server.find(r"\[(WARNING|ERROR|CRITICAL)\]")
+
+
 @pytest.mark.parametrize("router", ROUTERS)
 def test_full_worker(router: str) -> None:
     """TERM: what waits in the channel of a worker that is full is served when there is room, and then it ends."""
