@@ -25,6 +25,8 @@ QUEUE_MESSAGES = 50_000
 BURST = 64
 # How long sending pauses when something but room has run out, and taking when it has failed.
 PAUSE_SECONDS = 0.05
+# How often a queue's slot is looked at, whose bus makes no room.
+LOOK_SECONDS = 1.0
 # How often dropped messages are reported: in the log, and to gunicorn's metrics.
 LOG_SECONDS = 60.0
 METRIC_SECONDS = 1.0
@@ -108,13 +110,18 @@ class Outbox:
 
         Who has left its slot is not told any more of slots that are newer.
         """
-        for slot, queue in enumerate(self._queues):
-            queue.address(self._table.holder(slot))
+        self._forget_the_gone()
         return any(queue and queue.end is not None for queue in self._queues)
 
     def is_crowded(self) -> bool:
         """Whether messages may soon have to be dropped."""
+        self._forget_the_gone()
         return any(queue.is_half_full for queue in self._queues)
+
+    def _forget_the_gone(self) -> None:
+        """Drop what is queued for workers that serve their slots no more."""
+        for slot, queue in enumerate(self._queues):
+            queue.address(self._table.holder(slot))
 
     def add_end(self, slot: int, descriptor: int) -> None:
         """Own the descriptor of a newer slot's sending end; that of one that is known is closed."""
@@ -159,7 +166,9 @@ class Outbox:
         watcher = self._hub.loop.io(end.fileno(), 2)
         try:
             while queue:
-                self._hub.wait(watcher)
+                # Where the worker is gone and no other comes, nobody makes room.
+                with gevent.Timeout(LOOK_SECONDS, False):
+                    self._hub.wait(watcher)
                 try:
                     self._send_queued(slot, queue, end)
                 except OSError as error:
