@@ -18,6 +18,7 @@ Rules:
 from __future__ import annotations
 
 import os
+import time
 from collections import deque
 from collections.abc import Iterator
 from typing import Any
@@ -27,8 +28,8 @@ from gevent.event import Event
 from gevent.hub import Waiter
 from gevent.monkey import get_original
 
-from sticky_session.busframe import Message, Receiver, send_end
-from sticky_session.busoutbox import BURST, PAUSE_SECONDS, Outbox
+from sticky_session.busframe import Frame, Message, Receiver, send_end
+from sticky_session.busoutbox import BURST, LOG_SECONDS, PAUSE_SECONDS, Outbox
 from sticky_session.generation import Generation, Seat
 
 # What has been taken from the bus and waits for the app; beyond it, the bus is not read.
@@ -40,8 +41,13 @@ _get_ident = get_original("_thread", "get_ident")
 def introduce(generation: Generation, seat: Seat, pid: int) -> None:
     """Arbiter: give a worker the sending ends of the slots that are newer than it.
 
-    What finds no room is tried again at the arbiter's next turn; the worker queues what it has for that slot.
+    What finds no room, in the bus or among the worker's descriptors, is tried again at the arbiter's next turn; the
+    worker queues what it has for that slot.
     """
+    lost_ends = generation.table.lost_ends(seat.slot)
+    if lost_ends != seat.lost_ends:
+        # All of them: those that it has it closes.
+        seat.lost_ends, seat.known_slots = lost_ends, seat.first_slots
     while seat.known_slots < len(generation.buses):
         slot = seat.known_slots
         if not send_end(generation.buses[seat.slot], pid, slot, generation.buses[slot].sending_end):
@@ -117,6 +123,7 @@ class Bus:
     """
 
     def __init__(self, seat: Seat, pid: int, log: Any) -> None:
+        self._slot = seat.slot
         self._pid = pid
         self._process = os.getpid()
         self._thread = _get_ident()
@@ -128,6 +135,8 @@ class Bus:
         self._receiver = Receiver(self._receiving_end)
         self._outbox = Outbox((channel.sending_end for channel in buses), self._table, log)
         self._inboxes: dict[bytes, list[Inbox]] = {}
+        self._lost = 0
+        self._log_at = 0.0
         # Of what comes; None while this worker doesn't serve its slot.
         self._watcher: Any = None
 
@@ -225,9 +234,7 @@ class Bus:
             if frame.addressee != self._pid:
                 return []
             if frame.lost:
-                gevent.spawn(
-                    self._log.error, "A broadcast was lost: no descriptors left in this worker; raise ulimit -n"
-                )
+                self._note_lost(frame)
                 return []
             if frame.brings_end:
                 self._outbox.add_end(frame.slot, frame.take_end())
@@ -243,6 +250,24 @@ class Bus:
             return inboxes
         finally:
             frame.close()
+
+    def _note_lost(self, frame: Frame) -> None:
+        """There was no descriptor for what came with a frame."""
+        if frame.brings_end:
+            self._table.note_lost_end(self._slot)
+        else:
+            self._lost += 1
+            extra = {"metric": "sticky_session.bus_dropped", "value": 1, "mtype": "counter"}
+            gevent.spawn(self._log.debug, "%s broadcasts were lost", self._lost, extra=extra)
+        now = time.monotonic()
+        if now >= self._log_at:
+            self._log_at = now + LOG_SECONDS
+            gevent.spawn(
+                self._log.error,
+                "No descriptors left in this worker; raise ulimit -n. Large broadcasts are lost (%s since it started), "
+                "and it can't send to workers that are new",
+                self._lost,
+            )
 
     # --- sending
 

@@ -151,7 +151,9 @@ class Seat:
     """What one worker gets of its generation: its slot, its end of the channel, and ways to tell the arbiter.
 
     :ivar doorbell: writing end of the pipe that wakes the arbiter
-    :ivar known_slots: arbiter: how many slots' buses the worker can send to
+    :ivar first_slots: arbiter: how many slots' buses the worker has been able to send to from the beginning
+    :ivar known_slots: arbiter: how many it can send to, but for the ends that were lost on the way
+    :ivar lost_ends: arbiter: how many of those it has heard of
     :ivar listening: worker: the sockets that it accepts from itself, where the kernel routes, and the indexes of their
         binds
     """
@@ -159,10 +161,13 @@ class Seat:
     slot: int
     generation: Generation
     doorbell: int
+    first_slots: int = field(init=False)
     known_slots: int = field(init=False)
+    lost_ends: int = field(init=False)
 
     def __post_init__(self) -> None:
-        self.known_slots = len(self.generation.buses)
+        self.known_slots = self.first_slots = len(self.generation.buses)
+        self.lost_ends = self.generation.table.lost_ends(self.slot)
         # In the worker.
         self.listening: list[tuple[Any, int]] = []
 

@@ -17,7 +17,7 @@ from sticky_session import handoff
 
 # The table's cells: those that there are once, and then those of each slot.
 _BEAT, _CLOSED, _RING, _FAILOVERS, _FINAL, _SLOTS, _ADMITS, _HEADER_CELLS = range(8)
-_HOLDER, _EMPTY_SINCE, _LAST_HOLDER, _FAILED, _CELLS_A_SLOT = range(5)
+_HOLDER, _EMPTY_SINCE, _LAST_HOLDER, _FAILED, _LOST_ENDS, _CELLS_A_SLOT = range(6)
 
 
 class Channel:
@@ -125,6 +125,14 @@ class Table:
         if pid is None or self._numbers[cell + _HOLDER] == pid:
             self._times[cell + _EMPTY_SINCE] = time.monotonic()
             self._numbers[cell + _HOLDER] = 0
+
+    def note_lost_end(self, slot: int) -> None:
+        """The slot's worker: a bus's sending end that the arbiter has sent found no descriptor."""
+        self._numbers[self._cell(slot) + _LOST_ENDS] += 1
+
+    def lost_ends(self, slot: int) -> int:
+        """How many were lost so."""
+        return self._numbers[self._cell(slot) + _LOST_ENDS]
 
     def empty_since(self, slot: int) -> float:
         """When the slot was last vacated."""

@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import itertools
 import os
+import resource
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -126,6 +127,25 @@ def numbered(count: int, size: int = 0) -> list[bytes]:
 
 def open_descriptors() -> int:
     return len(os.listdir("/proc/self/fd"))
+
+
+@contextlib.contextmanager
+def no_descriptors() -> Iterator[None]:
+    """This process has none left."""
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)
+    # More than are open, so that it is the limit that is reached, and soon.
+    highest = max(int(each) for each in os.listdir("/proc/self/fd"))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (highest + 1, limit[1]))
+    taken = []
+    try:
+        with contextlib.suppress(OSError):
+            while True:
+                taken.append(os.dup(0))
+        yield
+    finally:
+        for descriptor in taken:
+            os.close(descriptor)
+        resource.setrlimit(resource.RLIMIT_NOFILE, limit)
 
 
 def test_everybody_else_gets_it(workers: list[Worker]) -> None:
@@ -250,6 +270,25 @@ def test_queue_is_given_up_when_the_slot_is_vacated(generation: Generation, work
     wait_for(lambda: generation.buses[1].is_empty, "the channel is empty")
     assert successor.received == []
     successor.stop()
+
+
+def test_nobody_is_far_behind_in_an_empty_slot(
+    generation: Generation, workers: list[Worker], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was queued for a worker that has been killed slows nobody, and is kept no longer, if none comes after it."""
+    monkeypatch.setattr(busoutbox, "QUEUE_MESSAGES", 1000)
+    monkeypatch.setattr(busoutbox, "LOOK_SECONDS", 0.01)
+    workers[0].send(*numbered(5000))
+    assert workers[0].bus.is_crowded()
+    generation.table.vacate(1)
+    generation.table.vacate(2)
+    queues = workers[0].outbox._queues
+    wait_for(lambda: not any(queues), "empty queues")
+    generation.table.fill(1, pid_of(1))
+    workers[0].send(*numbered(5000))
+    assert workers[0].bus.is_crowded()
+    generation.table.vacate(1)
+    assert not workers[0].bus.is_crowded()
 
 
 def test_in_turn(workers: list[Worker]) -> None:
@@ -410,6 +449,28 @@ def test_no_descriptors_left(workers: list[Worker], monkeypatch: pytest.MonkeyPa
         assert worker.wait_for(2) == [payload, b"after it"]
 
 
+def test_no_descriptors_left_for_what_comes(workers: list[Worker]) -> None:
+    """Of what comes the large is lost then; it is counted, and said once."""
+    for worker in workers[:2]:
+        worker.bus.start()
+    large = bytes(busframe.INLINE_BYTES + 1)
+    # Made before, as there is no descriptor for it either.
+    messages = [Message(CHANNEL, payload) for payload in (large, b"small", large)]
+    for message in (messages[0], messages[2]):
+        message._descriptor = busframe._sealed(large)
+    with no_descriptors():
+        for message in messages:
+            message.send(workers[1].seat.generation.buses[1].sending_end, 1, workers[1].pid)
+        assert workers[1].wait_for(1) == [b"small"]
+        wait_for(lambda: len(workers[1].log.metrics) == 2, "both losses")
+    for message in messages:
+        message.close()
+    assert [extra["metric"] for extra in workers[1].log.metrics] == ["sticky_session.bus_dropped"] * 2
+    assert len(workers[1].log.errors) == 1
+    workers[0].send(large)
+    assert workers[1].wait_for(2)[1] == large
+
+
 def test_busy_app_is_not_flooded(workers: list[Worker], monkeypatch: pytest.MonkeyPatch) -> None:
     """While the app doesn't take its messages the bus is not read, so that senders keep and bound them."""
     monkeypatch.setattr(bus, "INBOX_BYTES", 10_000)
@@ -519,6 +580,31 @@ def test_newer_slot(generation: Generation, workers: list[Worker]) -> None:
         assert worker.wait_for(3) == [b"one", bytes(busframe.INLINE_BYTES + 1), b"two"]
     assert open_descriptors() == before + 2
     assert older.seat.known_slots == SLOTS + 2
+    for worker in newer:
+        worker.stop()
+
+
+def test_newer_slot_without_descriptors(generation: Generation, workers: list[Worker]) -> None:
+    """An end that finds no descriptor is sent again, until it does; nothing is lost."""
+    older = workers[0]
+    older.bus.start()
+    generation.grow(SLOTS + 2)
+    newer = [Worker(generation, slot) for slot in (SLOTS, SLOTS + 1)]
+    for worker in newer:
+        worker.bus.start()
+    older.send(b"one")
+    before = open_descriptors()
+    with no_descriptors():
+        for _ in range(3):
+            introduce(generation, older.seat, older.pid)
+            wait_for(lambda: generation.buses[0].is_empty, "the end of reading")
+    assert len(older.log.errors) == 1
+    assert "raise ulimit -n" in older.log.errors[0]
+    introduce(generation, older.seat, older.pid)
+    introduce(generation, older.seat, older.pid)
+    for worker in newer:
+        assert worker.wait_for(1) == [b"one"]
+    assert open_descriptors() == before + 2
     for worker in newer:
         worker.stop()
 
