@@ -84,7 +84,7 @@ def listen(options: Options, cfg: Any, known: Iterable[Any] = ()) -> list[BusSoc
         return []
     mode = int(options.bus_socket_mode, 8)
     for it in known:
-        if isinstance(it, BusSocket) and it.cfg_addr == path:
+        if isinstance(it, BusSocket) and it.cfg_addr == path and it.is_in_place:
             try:
                 it.admit(mode, cfg)
             except OSError as error:
