@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import argparse
-import json
-import math
 import os
 import shlex
 import sys
 from collections.abc import Sequence
 from ipaddress import ip_address
+from typing import NoReturn
 
 from sticky_session import __version__, proxyconfig
 from sticky_session.address import Masks
 from sticky_session.config import OPTIONS, Option, Options
 from sticky_session.errors import ClusterError, OptionError, StickySessionError, UnconfirmedError
 from sticky_session.ring import Ring
+from sticky_session.strictjson import parse
 
 _USAGE = """\
 usage: sticky-session COMMAND [ARGUMENT ...]
@@ -122,7 +122,7 @@ def emit(arguments: Sequence[str]) -> None:
 
     Ends with status 2 if nothing has been sent, and 1 if nobody can tell.
     """
-    parser = argparse.ArgumentParser(
+    parser = _EmitParser(
         prog="sticky-session emit",
         description="Emit to the clients of all workers of a server on this machine that was started with "
         "--bus-socket. Ends with status 0 when it is on its way to every worker, 2 if it is not and will not be, and 1 "
@@ -133,51 +133,57 @@ def emit(arguments: Sequence[str]) -> None:
         "data",
         metavar="JSON",
         nargs="?",
-        help="its data, a text in double quotes; - reads them from standard input [none]",
+        help="its data, a text in double quotes; - reads them from standard input; -- before them if they begin with - "
+        "[none]",
     )
     parser.add_argument("--room", metavar="R", help="only to this room, or to the client with this session id")
     parser.add_argument("--namespace", metavar="N", default="/", help="the namespace [/]")
     parser.add_argument("--channel", metavar="NAME", help="the server's channel, if it has not the usual one")
     parser.add_argument("--path", help="the bus socket's path [STICKY_SESSION_BUS_SOCKET]")
+    for each in arguments:
+        try:
+            each.encode()
+        except UnicodeEncodeError:
+            parser.error(f"{each!r:.100}: expected UTF-8")
     given = parser.parse_args(arguments)
-    origin = "standard input" if given.data == "-" else given.data
+    origin = "standard input" if given.data == "-" else f"{given.data!r:.100}"
     try:
         text = _read_standard_input() if given.data == "-" else given.data
-        data = None if text is None else json.loads(text, parse_constant=_refuse, parse_float=_finite)
+        data = None if text is None else parse(text)
     except (OSError, ValueError, RecursionError) as error:
-        parser.exit(2, f"{parser.prog}: {origin:.100}: expected JSON: {error}\n")
+        parser.error(f"{origin}: expected JSON: {error}")
     # Only now: what is wrong with the arguments is said at once.
     from sticky_session.cluster import DEFAULT_CHANNEL, ClusterManager, default_path
 
     # An empty one is a variable that the shell didn't have.
     if given.path == "" or (given.path is None and not default_path()):
-        parser.exit(2, f"{parser.prog}: expected the server's bus socket, --path or STICKY_SESSION_BUS_SOCKET\n")
+        parser.error("expected the server's bus socket, --path or STICKY_SESSION_BUS_SOCKET")
     try:
         manager = ClusterManager(given.channel or DEFAULT_CHANNEL, write_only=True, path=given.path)
         manager.emit(given.event, data, namespace=given.namespace, room=given.room)
     except UnconfirmedError as error:
-        parser.exit(1, f"{parser.prog}: {error}\n")
+        parser.fail(1, str(error))
     except ClusterError as error:
-        parser.exit(2, f"{parser.prog}: {error}\n")
+        parser.error(str(error))
     except RecursionError:
-        parser.exit(2, f"{parser.prog}: {origin:.100}: lists or objects within each other, too many\n")
+        parser.error(f"{origin}: too many lists or objects within each other")
 
 
-def _refuse(constant: str) -> None:
-    raise ValueError(f"{constant} is not in JSON")
+class _EmitParser(argparse.ArgumentParser):
+    """Says what is wrong in one line, for the log of a cron job."""
+
+    def error(self, message: str) -> NoReturn:
+        """End with status 2."""
+        self.fail(2, message)
+
+    def fail(self, status: int, message: str) -> NoReturn:
+        """End with a status."""
+        self.exit(status, f"{self.prog}: {' '.join(message.splitlines())}\n")
 
 
-def _finite(number: str) -> float:
-    """Such as 1e999 would be sent as Infinity, and clients would end the connection."""
-    value = float(number)
-    if math.isinf(value):
-        raise ValueError(f"{number:.100} is too large")
-    return value
-
-
-def _read_standard_input() -> str:
+def _read_standard_input() -> bytes:
     # A process that was started without one has none.
-    return "" if sys.stdin is None else sys.stdin.read()
+    return b"" if sys.stdin is None else sys.stdin.buffer.read()
 
 
 def show_proxy_config(arguments: Sequence[str]) -> None:

@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import base64
 import contextlib
-import json
 import os
 import socket
 import threading
@@ -31,6 +30,7 @@ from typing import Any, NamedTuple
 
 from sticky_session.busframe import MAX_CHANNEL_BYTES, MAX_MESSAGE_BYTES
 from sticky_session.errors import ClusterError, UnconfirmedError
+from sticky_session.strictjson import parse
 
 # How long a sender waits for its message to be taken, and then for the answer.
 WAIT_SECONDS = 10.0
@@ -43,6 +43,7 @@ VERSION = 1
 _REQUEST = Struct("!BBI")
 _ANSWER = Struct("!BH")
 _SENT, _REFUSED = range(2)
+_UNAVAILABLE = b"HTTP/1.1 503"
 
 
 class _Kind(NamedTuple):
@@ -102,7 +103,7 @@ def check(payload: bytes) -> None:
     :raises ClusterError: it is none that a manager which only writes would send
     """
     try:
-        message = json.loads(payload, parse_constant=_refuse)
+        message = parse(payload)
     except (ValueError, RecursionError) as error:
         raise ClusterError(f"expected JSON: {error}") from None
     method = message.get("method") if isinstance(message, dict) else None
@@ -118,11 +119,6 @@ def check(payload: bytes) -> None:
         _check_attachments(message["data"])
     if _is_too_deep([message.get("data")]):
         raise ClusterError(f"{method}: expected at most {MAX_DEPTH} lists or objects within each other")
-
-
-def _refuse(constant: str) -> None:
-    # Clients in browsers end a connection that brings one.
-    raise ValueError(f"{constant} is not in JSON")
 
 
 def _is_too_deep(value: object) -> bool:
@@ -245,7 +241,7 @@ class Sender:
             status, size = _ANSWER.unpack(head)
             if status == _SENT:
                 return True
-            text = _receive(connection, size) if status == _REFUSED else b"too many wait for this server's workers"
+            text = _receive(connection, size) if status == _REFUSED else _other_answer(connection, head)
         except (EOFError, OSError) as error:
             if not whole:
                 return False
@@ -254,6 +250,17 @@ class Sender:
                 f"{self._path}: the message was written, but {why} before it was confirmed; it may have been sent"
             ) from None
         raise ClusterError(f"{self._path}: {text.decode(errors='replace')}")
+
+
+def _other_answer(connection: socket.socket, begin: bytes) -> bytes:
+    """What an answer means that is no worker's.
+
+    :raises EOFError: there is less of it than of the listener's
+    """
+    # The listener doesn't know what it refuses, and does so as HTTP has it.
+    if begin + _receive(connection, len(_UNAVAILABLE) - len(begin)) == _UNAVAILABLE:
+        return b"too many wait for this server's workers"
+    return b"something else answers there; expected the bus socket (STICKY_SESSION_BUS_SOCKET, or --bus-socket)"
 
 
 def _receive(connection: socket.socket, size: int) -> bytes:

@@ -112,6 +112,8 @@ def test_depth() -> None:
         (encoded(method="close_room"), "close_room: room None: expected"),
         (encoded(data=[float("nan")]), "expected JSON: NaN is not in JSON"),
         (encoded(data=[float("-inf")]), "expected JSON: -Infinity is not in JSON"),
+        (encoded(data=[5]).replace(b"5", b"-1e999"), "expected JSON: -1e999 is too large"),
+        (encoded(data=[10**100]), "expected JSON: an integer of 101 digits; expected at most 100"),
         (
             encoded(data=[nested(outside.MAX_DEPTH + 1)]),
             "emit: expected at most 200 lists or objects within each other",
@@ -203,6 +205,12 @@ def busy(connection: socket.socket) -> None:
     connection.sendall(b"HTTP/1.1 503 Service Unavailable\r\n\r\n")
 
 
+def other(connection: socket.socket) -> None:
+    """As a server of something else."""
+    take(connection)
+    connection.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+
+
 def test_one_connection(tmp_path: Path) -> None:
     """Many messages go by one connection, whoever sends them."""
     sender = Sender(os.fspath(tmp_path / "s"))
@@ -286,6 +294,13 @@ def test_no_place(tmp_path: Path) -> None:
     """The listener speaks another language when workers are full."""
     sender = Sender(os.fspath(tmp_path / "s"))
     with serving(tmp_path / "s", busy), pytest.raises(ClusterError, match="too many wait for this server's workers"):
+        sender.send("c", b"x")
+
+
+def test_something_else(tmp_path: Path) -> None:
+    """A server that is none of ours is told apart."""
+    sender = Sender(os.fspath(tmp_path / "s"))
+    with serving(tmp_path / "s", other), pytest.raises(ClusterError, match="something else answers there; expected"):
         sender.send("c", b"x")
 
 

@@ -70,7 +70,14 @@ def emit(*arguments: str, path: Path | None = None, status: int = 0, stdin: str 
     if path is not None:
         command += ["--path", path]
     done = subprocess.run(
-        command, input=stdin, capture_output=True, text=True, timeout=60, check=False, env={**os.environ, **env}
+        command,
+        input=stdin,
+        capture_output=True,
+        encoding="utf-8",
+        errors="surrogateescape",
+        timeout=60,
+        check=False,
+        env={**os.environ, **env},
     )
     assert done.stdout == ""
     assert done.returncode == status, done.stderr
@@ -153,27 +160,33 @@ def test_command(path: Path, pair: list[Member]) -> None:
 @pytest.mark.parametrize(
     ("arguments", "stdin", "complaint"),
     [
-        (("e", "{"), "", "{: expected JSON: Expecting property name"),
-        (("e", "nonsense"), "", "nonsense: expected JSON"),
-        (("e", "NaN"), "", "NaN: expected JSON: NaN is not in JSON"),
+        (("e", "{"), "", "'{': expected JSON: Expecting property name"),
+        (("e", '{"a":\n1,\n}'), "", r"""'{"a":\n1,\n}': expected JSON"""),
+        (("e", "nonsense"), "", "'nonsense': expected JSON"),
+        (("e", "NaN"), "", "'NaN': expected JSON: NaN is not in JSON"),
         (("e", "-"), "", "standard input: expected JSON"),
+        (("e", "-"), "\udce4", "standard input: expected JSON: 'utf-8' codec can't decode byte 0xe4"),
         (("e", "-"), "[" * 100_000, "standard input: expected JSON"),
-        (("e", '"' + "x" * 10_000), "", "x: expected JSON"),
+        (("e", '"' + "x" * 10_000), "", "xxx: expected JSON"),
         ((), "", "the following arguments are required: EVENT"),
         (("e", "1", "2"), "", "unrecognized arguments: 2"),
         (("e", "1", "--channel", "c" * 300), "", "a name of at most 255"),
         (("e", "-"), '"' + "x" * (64 * 2**20) + '"', "expected at most 67108864"),
-        (("e", "[" * 900 + "]" * 900), "", "lists or objects within each other, too many"),
-        (("e", "[1e999]"), "", "[1e999]: expected JSON: 1e999 is too large"),
+        (("e", "[" * 900 + "]" * 900), "", "too many lists or objects within each other"),
+        (("e", "[1e999]"), "", "'[1e999]': expected JSON: 1e999 is too large"),
+        (("e", "1" + "0" * 100), "", "expected JSON: an integer of 101 digits; expected at most 100"),
+        (("e", "-1e5"), "", "unrecognized arguments: -1e5"),
+        (("\udce4", "1"), "", r"'\udce4': expected UTF-8"),
+        (("e", "1", "--path", "/no\nfile"), "", "/no file: No such file or directory; expected the bus socket"),
     ],
 )
 def test_bad_arguments(path: Path, server: Server, arguments: tuple[str, ...], stdin: str, complaint: str) -> None:
     """One clear line, status 2, and nothing happens to the cluster."""
     mark = server.mark()
     with members(server.port, CLIENTS, "websocket") as pair:
-        printed = emit(*arguments, path=path, stdin=stdin, status=2)
-        assert complaint in printed.splitlines()[-1]
-        assert len(printed.splitlines()[-1]) < 300
+        [line] = emit(*arguments, stdin=stdin, status=2, STICKY_SESSION_BUS_SOCKET=os.fspath(path)).splitlines()
+        assert complaint in line
+        assert len(line) < 300
         assert heard(outside(path), pair) == [[], []]
     assert server.lines(mark) == []
 
@@ -504,6 +517,20 @@ def test_reload(tmp_path: Path) -> None:
         reload(server)
         wait_until(lambda: not other.exists(), what="the socket is gone")
     assert [found.name for found in tmp_path.iterdir()] == ["conf.py"]
+
+
+def test_reload_without_the_file(tmp_path: Path) -> None:
+    """HUP: a file that somebody has removed is made again."""
+    path = tmp_path / "bus"
+    with server_with(path) as server:
+        path.unlink()
+        reload(server)
+        with members(server.port, CLIENTS, "websocket") as pair:
+            manager = outside(path)
+            manager.emit("e", 1)
+            assert heard(manager, pair) == [[("e", (1,))]] * 2
+        server.stop()
+    assert not path.exists()
 
 
 def test_reload_with_raw_env(tmp_path: Path) -> None:
