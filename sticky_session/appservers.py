@@ -9,8 +9,15 @@ from typing import Any
 
 def instances(kind: type) -> list[Any]:
     """All objects of a class, and of those derived from it, in this process."""
+    # Those of a preloaded app may be frozen (gc.freeze() is advised before forks), and are not among the objects then.
+    frozen = gc.get_freeze_count()
+    if frozen:
+        gc.unfreeze()
     # type() and not isinstance(): proxies of the app's may do anything when they are asked for their class.
-    return [it for it in gc.get_objects() if issubclass(type(it), kind)]
+    found = [it for it in gc.get_objects() if issubclass(type(it), kind)]
+    if frozen:
+        gc.freeze()
+    return found
 
 
 def message_bytes() -> int:
