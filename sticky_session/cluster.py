@@ -138,13 +138,17 @@ class ClusterManager(socketio.PubSubManager):  # type: ignore[misc]
             super().emit(event, data, namespace, room, skip_sid, callback, **options)
             return
         arguments = [] if data is None else list(data) if isinstance(data, tuple) else [data]
-        emission = Emission(
-            self.host_id,
-            namespace,
-            room,
-            skip_sid if isinstance(skip_sid, list) else [skip_sid],
-            _encode(namespace, [event, *arguments]),
-        )
+        try:
+            parts = _encode(namespace, [event, *arguments])
+        except (TypeError, ValueError) as error:
+            if namespace in self.rooms:
+                raise
+            # As with python-socketio's, which looks first whether anybody is there.
+            self._get_logger().error("%r to %s can't be sent, and nobody gets it: %s", event, namespace, error)
+            return
+        # Of whatever else python-socketio takes for an id, which is none.
+        skipped = [sid for sid in (skip_sid if isinstance(skip_sid, list) else [skip_sid]) if isinstance(sid, str)]
+        emission = Emission(self.host_id, namespace, room, skipped, parts)
         try:
             payload = emission.pack()
         except (TypeError, ValueError) as error:
