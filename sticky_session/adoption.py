@@ -22,12 +22,12 @@ def adopt_servers() -> tuple[list[str], int]:
     :returns: the channels of the servers that have ours now, and how many could not be told apart and were left alone
     """
     servers = _default_servers()
-    if len(servers) > 1:
+    if len(servers) > 1 or _taken_channels():
         # Some may be gone but for the garbage collector.
         del servers
         gc.collect()
         servers = _default_servers()
-    if len(servers) == 1:
+    if len(servers) == 1 and DEFAULT_CHANNEL not in _taken_channels():
         _adopt(servers[0].manager, DEFAULT_CHANNEL)
         return [DEFAULT_CHANNEL], 0
     names = [f"{DEFAULT_CHANNEL}-{zlib.crc32(_handlers(server).encode()):08x}" for server in servers]
@@ -41,6 +41,11 @@ def _default_servers() -> list[Any]:
     return [it for it in instances(socketio.Server) if type(getattr(it, "manager", None)) is socketio.Manager]
 
 
+def _taken_channels() -> set[str]:
+    """The channels of servers that the app has given ours itself."""
+    return {manager.channel for manager in list(managers) if manager.server is not None}
+
+
 def _handlers(server: Any) -> str:
     """The names of a server's namespaces and events, and of what handles them."""
     named = [
@@ -48,18 +53,21 @@ def _handlers(server: Any) -> str:
         for namespace, handlers in server.handlers.items()
         for event, handler in handlers.items()
     ]
-    named += [f"{namespace} {type(it).__qualname__}" for namespace, it in server.namespace_handlers.items()]
+    named += [
+        f"{namespace} {type(it).__module__}.{type(it).__qualname__}"
+        for namespace, it in server.namespace_handlers.items()
+    ]
     return "\n".join(sorted(named))
 
 
 def _adopt(manager: Any, channel: str) -> None:
     """Turn a manager into ours: the same object, since others may know it, with all that it has."""
     kept = vars(manager)
-    # What has been put in the place of its methods (Server.instrument() does that) goes on to ours.
+    # Methods of its own that somebody has kept there to call them later (Server.instrument() does that) become ours.
     passed_on = {
         name: getattr(ClusterManager, value.__name__).__get__(manager)
         for name, value in kept.items()
-        if inspect.ismethod(value) and value.__self__ is manager
+        if inspect.ismethod(value) and value.__func__ is getattr(socketio.Manager, value.__name__, None)
     }
     fresh = ClusterManager(channel)
     manager.__class__ = ClusterManager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import types
 import weakref
 from collections.abc import Iterator
 from typing import Any
@@ -216,6 +217,82 @@ def test_instrumented() -> None:
     admin.uninstrument()
     server.emit("more", 1)
     assert any(b'["more",1]' in payload for _, payload in bus.sent)
+
+
+def test_patched_manager() -> None:
+    """What an app has put in the place of a method of the manager's stays there, whatever it is called."""
+
+    def emit(self: Any, event: str, *args: Any, **kwargs: Any) -> None:
+        type(self).emit(self, f"{event}!", *args, **kwargs)
+
+    def traced(self: Any, *args: Any, **kwargs: Any) -> None:
+        emit(self, *args, **kwargs)
+
+    for patch in (emit, traced):
+        server = Server()
+        server.manager.emit = types.MethodType(patch, server.manager)
+        assert adoption.adopt_servers() == (["socketio"], 0)
+        bus = Bus()
+        cluster.join(bus)  # type: ignore[arg-type]
+        server.emit("news")
+        assert any(b'["news!"]' in payload for _, payload in bus.sent)
+        cluster.managers.clear()
+
+
+def test_frozen_objects() -> None:
+    """gc.freeze(), which spares a preloaded app's memory, hides no server."""
+    server = Server()
+    gc.freeze()
+    try:
+        assert adoption.adopt_servers() == (["socketio"], 0)
+        assert gc.get_freeze_count()
+    finally:
+        gc.unfreeze()
+    assert type(server.manager) is ClusterManager
+
+
+def test_named_and_default() -> None:
+    """A server whose manager the app has named itself, and one that gets one, don't hear each other."""
+    named, other = Server(ClusterManager()), Server()
+    ((channel,), _) = adoption.adopt_servers()
+    assert other.manager.channel == channel != named.manager.channel == "socketio"
+
+
+def test_namespaces_of_two_modules() -> None:
+    """Namespaces of one name in two modules tell servers apart."""
+    servers = [Server(), Server()]
+    for server, module in zip(servers, "ab", strict=True):
+        server.register_namespace(type("Chat", (socketio.Namespace,), {"__module__": module})("/"))
+    names, left = adoption.adopt_servers()
+    assert (len(set(names)), left) == (2, 0)
+
+
+def test_what_json_has_not() -> None:
+    """It is an error where somebody would get it, and else none, as with python-socketio's manager."""
+    servers = [Server(), Server(ClusterManager())]
+    bus = Bus()
+    cluster.join(bus)  # type: ignore[arg-type]
+    for server in servers:
+        server.emit("news", ({1},))
+        server.connect("A")
+        with pytest.raises(TypeError):
+            server.emit("news", ({1},))
+        assert server.out == []
+    assert bus.sent == []
+
+
+@pytest.mark.parametrize("wrap", [lambda sid: {sid}, lambda sid: (sid,), str.encode], ids=["set", "tuple", "bytes"])
+def test_skipping_what_is_no_id(wrap: Any) -> None:
+    """What python-socketio would compare in vain skips nobody, on no worker."""
+    servers = [Server(), Server(ClusterManager())]
+    bus = Bus()
+    cluster.join(bus)  # type: ignore[arg-type]
+    for server in servers:
+        (sid,) = server.connect("A")
+        server.emit("news", skip_sid=wrap(sid))
+        assert server.out == [("A", '2["news"]')]
+    ((_, payload),) = bus.sent
+    assert Emission.unpack(payload).skipped == []
 
 
 def test_two_servers() -> None:
