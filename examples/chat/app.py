@@ -95,8 +95,10 @@ def event(handler: Handler) -> Handler:
 
 @socketio.on("connect")
 def connect() -> None:
-    sessions[request.sid] = Session()
-    start_checking()
+    # A client's own event of this name comes here as well, but can't bring the environment of the client's request.
+    if any(argument is request.environ for argument in request.event["args"]):
+        sessions[request.sid] = Session()
+        start_checking()
 
 
 @event
@@ -140,7 +142,9 @@ def typing(session: Session, data: dict[str, Any]) -> None:
 
 
 @socketio.on("disconnect")
-def disconnect(_reason: str) -> None:
+def disconnect(*_reason: Any) -> None:
+    if socketio.server.manager.is_connected(request.sid, request.namespace):
+        return  # it is a client's own event of this name
     session = sessions.pop(request.sid, None)
     if session and session.person:
         store.depart(request.sid)

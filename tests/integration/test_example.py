@@ -215,24 +215,51 @@ def test_joining_comes_first(chat: Server, data: tuple[str, dict[str, Any]]) -> 
         assert mallory.call_with(*data) == {"ok": False, "why": "join a room first"}
 
 
+def spam(mallory: Chatter, *between: Any) -> list[dict[str, Any]]:
+    """Say 300 things without a pause, with an event before each, if one is given; returns the answers."""
+    answers: list[dict[str, Any]] = []
+    all_in = threading.Event()
+
+    def answered(answer: dict[str, Any]) -> None:
+        answers.append(answer)
+        if len(answers) == 300:
+            all_in.set()
+
+    for number in range(300):
+        if between:
+            mallory.emit(*between)
+        mallory.emit("say", {"text": f"spam {number}"}, answered)
+    assert all_in.wait(SECONDS)
+    return answers
+
+
 def test_too_fast(chat: Server) -> None:
     """A client that sends too much at once has the rest refused, and others can go on."""
     with Chatter(chat.port, "Ada", "busy") as ada, Chatter(chat.port, "Mallory", "busy") as mallory:
-        answers: list[dict[str, Any]] = []
-        all_in = threading.Event()
-
-        def answered(answer: dict[str, Any]) -> None:
-            answers.append(answer)
-            if len(answers) == 300:
-                all_in.set()
-
-        for number in range(300):
-            mallory.emit("say", {"text": f"spam {number}"}, answered)
-        assert all_in.wait(SECONDS)
+        answers = spam(mallory)
         assert sum(answer["ok"] for answer in answers) >= 20
         assert {answer["why"] for answer in answers if not answer["ok"]} == {"too many events; wait a few seconds"}
         ada.say("still here")
         ada.hear("said", text="still here")
+
+
+@pytest.mark.parametrize("data", [(), {}, "x", ("x", "y")], ids=repr)
+@pytest.mark.parametrize("event", ["connect", "disconnect"])
+def test_connecting_is_not_for_clients_to_tell(chat: Server, event: str, data: Any) -> None:
+    """A client's event that is called like one of Socket.IO's own changes nothing: neither its rate nor its room."""
+    with Chatter(chat.port, "Ada", "forged") as ada, Chatter(chat.port, "Mallory", "forged") as mallory:
+        ada.hear_of("joined", "Mallory")
+        answers = spam(mallory, event, data)
+        assert {answer.get("why") for answer in answers} == {None, "too many events; wait a few seconds"}
+        wait_until(lambda: mallory.call("typing", typing=False)["ok"], what="it may send again")
+        wait_until(lambda: mallory.call("join", name="Mallory", room="elsewhere")["ok"], what="it is in another room")
+        assert ada.hear_of("left", "Mallory")["people"] == [ada.me]
+        ada.say("not for Mallory")
+        ada.hear("said", text="not for Mallory")
+        with Chatter(chat.port, "Linus", "elsewhere") as linus:
+            linus.say("hello")
+            mallory.hear("said", text="hello")
+        assert "not for Mallory" not in mallory.texts()
 
 
 def test_a_room_is_nobodys_private_channel(chat: Server) -> None:
