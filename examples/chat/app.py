@@ -34,6 +34,7 @@ HERE = Path(__file__).parent
 NAME_LENGTH = 24
 TEXT_LENGTH = 500
 BURST, PER_SECOND = 30, 5  # events that a client may send at once, and in the long run
+BLANK = "\u115f\u1160\u2800\u3164\uffa0"  # letters and a symbol for Unicode, nothing for the eye
 CHECK_SECONDS = 1  # how long a list of rooms or people may be wrong
 
 app = Flask(__name__)
@@ -162,7 +163,16 @@ def text_of(data: dict[str, Any], key: str, length: int) -> str:
         raise Refusal(f"{key} has 1 to {length} characters")
     if any(unicodedata.category(character) in ("Cc", "Cs") for character in text):
         raise Refusal(f"{key} has a character that isn't text")
+    if not any(map(is_visible, text)):
+        raise Refusal(f"{key} has nothing to be seen")
     return text
+
+
+def is_visible(character: str) -> bool:
+    """Whether it shows by itself, as spaces, marks and the likes of a zero-width joiner don't."""
+    category = unicodedata.category(character)
+    # One that isn't assigned may be an emoji that is newer than this Python.
+    return category == "Cn" or (category[0] not in "ZCM" and character not in BLANK)
 
 
 def participant(session: Session) -> Person:

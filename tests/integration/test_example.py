@@ -69,6 +69,17 @@ def test_message(chat: Server, transport: str) -> None:
         assert said["sid"] == speaker.me["sid"]
 
 
+@pytest.mark.parametrize(
+    "text", ["\N{GRINNING FACE}", "\U0001fae9", "!", "e\u0301", "\u0646\u0645\u06cc\u200c\u062f\u0627\u0646\u0645"]
+)
+def test_all_that_is_seen_can_be_said(chat: Server, text: str) -> None:
+    """An emoji, be it newer than this Python, is a message; marks and joiners that belong to letters stay."""
+    with Chatter(chat.port, text, "scripts") as ada:
+        ada.say(text)
+        said = ada.hear("said")
+        assert (said["name"], said["text"]) == (text, text)
+
+
 def test_joining(chat: Server) -> None:
     """Who joins learns who is in the room and which process serves each; those in the room learn who came."""
     with Chatter(chat.port, "Ada", "hall") as ada, Chatter(chat.port, "Grace", "hall", address="127.1.1.9") as grace:
@@ -177,6 +188,8 @@ def test_history_survives_the_worker(chat: Server) -> None:
         ("join", {"name": "Ada", "room": "r" * 25}),
         ("join", {"name": "Ada\x00", "room": "lobby"}),
         ("join", {"name": "Ada", "room": b"lobby"}),
+        ("join", {"name": "\u200b", "room": "lobby"}),
+        ("join", {"name": "Ada", "room": "\u3164"}),
         ("say", None),
         ("say", 7),
         ("say", {"text": None}),
@@ -187,6 +200,8 @@ def test_history_survives_the_worker(chat: Server) -> None:
         ("say", {"text": "bell \x07"}),
         ("say", {"text": "half of an emoji \ud83d"}),
         ("say", {"text": b"bytes"}),
+        ("say", {"text": "\u200d \ufe0f \u2060"}),
+        ("say", {"text": "\u0301\u0302"}),
         ("typing", {}),
         ("typing", {"typing": "yes"}),
         ("typing", {"typing": 1}),
