@@ -16,6 +16,7 @@ It keeps three kinds of state in three places:
 from __future__ import annotations
 
 import os
+import sqlite3
 import time
 import unicodedata
 from collections.abc import Callable
@@ -26,6 +27,7 @@ from typing import Any
 
 from flask import Flask, Response, render_template, request, send_from_directory
 from flask_socketio import SocketIO, join_room, leave_room
+from gunicorn.errors import AppImportError
 
 import sticky_session
 from store import Person, Store
@@ -39,7 +41,14 @@ CHECK_SECONDS = 1  # how long a list of rooms or people may be wrong
 
 app = Flask(__name__)
 socketio = SocketIO(app, async_mode="gevent", max_http_buffer_size=64 * 1024)
-store = Store(os.environ.get("CHAT_DATABASE", HERE / "chat.sqlite3"))
+database = os.environ.get("CHAT_DATABASE") or os.fspath(HERE / "chat.sqlite3")
+store = Store(database)
+try:
+    store.check()
+except sqlite3.Error as error:
+    complaint = f"CHAT_DATABASE={database!r}: {error}; expected the path of an SQLite file, or of one to be made"
+    # This error's words are all that gunicorn's log has of it, and no more workers are started.
+    raise SystemExit(complaint) if __name__ == "__main__" else AppImportError(complaint) from None
 
 
 @dataclass

@@ -50,6 +50,13 @@ class Store:
         self._path = path
         self._opened: tuple[int, sqlite3.Connection] | None = None
 
+    def check(self) -> None:
+        """Open the file, making it if there is none, and close it again: a fork may come before its first use.
+
+        :raises sqlite3.Error: it can't be used
+        """
+        self._open().close()
+
     def arrive(self, person: Person) -> None:
         """Put a participant in a room, and out of the one before."""
         with self._transaction() as database:
@@ -128,12 +135,19 @@ class Store:
     def _database(self) -> sqlite3.Connection:
         # One for each process, opened at its first use: a connection that a fork copies would corrupt the file.
         if self._opened is None or self._opened[0] != os.getpid():
-            # Not in WAL mode: processes that switch a new file to it at the same moment fail with "database is locked".
-            database = sqlite3.connect(self._path, timeout=20, isolation_level=None, check_same_thread=False)
+            self._opened = os.getpid(), self._open()
+        return self._opened[1]
+
+    def _open(self) -> sqlite3.Connection:
+        # Not in WAL mode: processes that switch a new file to it at the same moment fail with "database is locked".
+        database = sqlite3.connect(self._path, timeout=20, isolation_level=None, check_same_thread=False)
+        try:
             database.execute("PRAGMA synchronous = OFF")  # survives the process's end, not the machine's
             database.executescript(f"BEGIN IMMEDIATE; {SCHEMA} COMMIT;")
-            self._opened = os.getpid(), database
-        return self._opened[1]
+        except BaseException:
+            database.close()
+            raise
+        return database
 
 
 def _version(database: sqlite3.Connection) -> int:

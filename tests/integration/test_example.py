@@ -304,6 +304,22 @@ def test_guests(tmp_path: Path) -> None:
                 here = ada.hear("people", what="left")["people"]
 
 
+def test_a_database_that_cannot_be_opened(tmp_path: Path) -> None:
+    """The start fails with one line that says what was given, on workers and in a single process."""
+    (tmp_path / "letter").write_text("Dear SQLite, this is no database.")
+    for path, why in [(tmp_path / "nowhere" / "chat", "unable to open"), (tmp_path / "letter", "not a database")]:
+        env, complaint = {"CHAT_DATABASE": str(path)}, f"CHAT_DATABASE='{path}': .*{why}"
+        with (
+            Server("app:app", door="serve", workers=3, cwd=CHAT, env=env, ready=False) as server,
+            Script(CHAT / "app.py", env={"PORT": "0", **env}) as script,
+        ):
+            for started in (server, script):
+                assert started.wait() != 0
+                assert len(started.find(complaint)) == 1
+                assert not started.find("Traceback")
+            assert len(script.lines()) == 1
+
+
 def test_single_process(tmp_path: Path, browser: Browser) -> None:
     """``python app.py`` is the same chat without workers: it says that there is no slot, and all else is as ever."""
     port = free_port()
