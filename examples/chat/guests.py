@@ -67,9 +67,12 @@ def visit(url: str, address: str, name: str) -> socketio.Client:
 
 if __name__ == "__main__":
     server = sys.argv[1] if len(sys.argv) > 1 else "http://127.0.0.1:8000"
-    clients = [visit(server, *guest) for guest in GUESTS.items()]
-    print(f"{', '.join(GUESTS.values())} are in the lobby of {server}; Ctrl-C ends it")
+    clients: list[socketio.Client] = []
     with contextlib.suppress(KeyboardInterrupt):
+        print(f"waiting for {server}; Ctrl-C ends it", flush=True)
+        for guest in GUESTS.items():
+            clients.append(visit(server, *guest))
+        print(f"{', '.join(GUESTS.values())} are in the lobby", flush=True)
         while True:
             time.sleep(1)  # again and again: a signal that another thread has caught doesn't end it
     for client in clients:

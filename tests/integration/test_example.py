@@ -304,6 +304,23 @@ def test_guests(tmp_path: Path) -> None:
                 here = ada.hear("people", what="left")["people"]
 
 
+def test_guests_wait_for_a_server(tmp_path: Path) -> None:
+    """``guests.py`` says that it waits while there is no server, and comes once there is; Ctrl-C ends it meanwhile."""
+    port = free_port()
+    url = f"http://{HOST}:{port}"
+    with Script(CHAT / "guests.py", url) as guests:
+        guests.wait_for(f"^waiting for {url}; Ctrl-C ends it$", SECONDS)
+        assert guests.stop(SIGINT) == 0
+        assert len(guests.lines()) == 1
+    with Script(CHAT / "guests.py", url) as guests:
+        guests.wait_for("^waiting", SECONDS)
+        with Script(CHAT / "app.py", env={"PORT": str(port), "CHAT_DATABASE": str(tmp_path / "chat")}) as script:
+            guests.wait_for("^Grace, Linus, Margaret, Ken are in the lobby$", SECONDS)
+            assert guests.stop(SIGINT) == 0
+            assert len(guests.lines()) == 2
+            assert script.stop(SIGTERM) == -SIGTERM
+
+
 def test_a_database_that_cannot_be_opened(tmp_path: Path) -> None:
     """The start fails with one line that says what was given, on workers and in a single process."""
     (tmp_path / "letter").write_text("Dear SQLite, this is no database.")
