@@ -477,6 +477,61 @@ def test_page_changes_rooms(chat: Server, browser: Browser) -> None:
             page.wait_for_text(".event", "Ada is now Countess")
 
 
+@pytest.mark.parametrize(
+    ("name", "query"),
+    [("", ""), ("x" * 40, ""), ("\u200b", "&room=cellar"), ("Ada", "&room=%20"), ("Ada", "&room=" + "r" * 40)],
+    ids=repr,
+)
+def test_page_finds_a_way_in(chat: Server, browser: Browser, name: str, query: str) -> None:
+    """With a name or a room that the server refuses, the page is in the lobby as a guest, and says why."""
+    with chat_page(browser, chat.port, name, query) as page, Chatter(chat.port, "Linus") as linus:
+        page.wait_for_text("#room", "lobby")
+        me = page.tab.evaluate("document.querySelector('#name').value")
+        assert me.startswith("Guest ")
+        refused = page.tab.evaluate("document.querySelector('#messages').textContent").count("Not done: ")
+        assert refused == (name != "")
+        page.say("here I am")
+        assert linus.hear("said")["name"] == me
+        assert page.tab.evaluate("document.querySelector('#rooms [aria-current]').textContent").startswith("lobby")
+
+
+def test_page_keeps_its_name_until_another_is_taken(chat: Server, browser: Browser) -> None:
+    """A new name that is refused isn't remembered, so the page comes back under the old one; one that is taken is."""
+
+    def rename(name: str) -> None:
+        page.tab.focus("#name")
+        page.tab.evaluate("document.querySelector('#name').select()")
+        page.tab.type(name)
+        page.tab.press("Enter")
+
+    remembered = "[localStorage.getItem('name'), document.querySelector('#name').value]"
+    with chat_page(browser, chat.port, "Ada", "&room=study") as page:
+        rename("   ")
+        page.wait_for_text(".event", "Not done: name")
+        assert page.tab.evaluate(remembered) == [None, "Ada"]
+        page.tab.evaluate("void socket.io.engine.close()")
+        page.wait_for_text(".event", "You are back on slot 0")
+        page.wait_for_text("#room", "study")
+        assert page.people() == ["Ada"]
+        rename("Countess")
+        page.wait_for_text(".event", "Ada is now Countess")
+        page.tab.wait_for("localStorage.getItem('name')")
+        assert page.tab.evaluate(remembered) == ["Countess", "Countess"]
+        assert "name=Countess" in page.tab.evaluate("location.search")
+
+
+def test_page_that_is_in_no_room_says_so(chat: Server, browser: Browser) -> None:
+    """If a page that comes back is refused, it doesn't show the room it was in, and the lobby can be entered."""
+    with chat_page(browser, chat.port, "Ada", "&room=study") as page:
+        page.tab.evaluate("state.name = ''; void socket.io.engine.close()")
+        page.wait_for_text(".event", "Not done: name")
+        page.tab.wait_for("document.querySelector('#room').textContent === '…'")
+        assert page.tab.evaluate("document.querySelector('#rooms [aria-current]')") is None
+        page.tab.evaluate("state.name = 'Ada'")
+        page.tab.click("#rooms li[data-key=lobby] button")
+        page.wait_for_text("#room", "lobby")
+
+
 def test_page_comes_back_after_its_worker_died(chat: Server, browser: Browser) -> None:
     """The page says that it reconnects, is back in its room on the same slot in the new process, and lost nothing."""
     with Chatter(chat.port, "Linus", "phoenix") as linus:

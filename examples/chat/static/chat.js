@@ -5,13 +5,14 @@
 const element = (id) => document.getElementById(id);
 const asked = new URLSearchParams(location.search);
 const LOBBY = "lobby";
+const GUEST = `Guest ${Math.floor(Math.random() * 1000)}`;
 const SHOWN = 200; // messages and events that stay in the page
 const ANSWER_MS = 5000;
 const TYPING_MS = 4000; // how long somebody types who says nothing more about it; we say it twice as often
 
 const state = {
-  name: asked.get("name") ?? localStorage.getItem("name") ?? `Guest ${Math.floor(Math.random() * 1000)}`,
-  wanted: asked.get("room") ?? LOBBY, // where we are, or were before the connection was lost
+  name: asked.get("name") || localStorage.getItem("name") || GUEST, // wanted at first, then as the server took it
+  wanted: asked.get("room") || LOBBY, // where we are, or were before the connection was lost
   room: null, // where the server has us
   me: null, // as the server knows us: sid, slot, pid
   mine: new Set(), // the sids we have had
@@ -73,6 +74,15 @@ function showWorker() {
   worker.dataset.pid = pid;
 }
 
+function showRoom() {
+  element("room").textContent = state.room ?? "…";
+  element("leave").hidden = state.room === null || state.room === LOBBY;
+  for (const item of element("rooms").children) {
+    if (item.dataset.key === state.room) item.firstElementChild.setAttribute("aria-current", "true");
+    else item.firstElementChild.removeAttribute("aria-current");
+  }
+}
+
 function showRooms(rooms) {
   const lobby = rooms.find(({ room }) => room === LOBBY) ?? { room: LOBBY, people: 0 };
   const all = [lobby, ...rooms.filter(({ room }) => room !== LOBBY)];
@@ -86,9 +96,8 @@ function showRooms(rooms) {
     const button = item.firstElementChild;
     button.querySelector(".count").textContent = people;
     button.setAttribute("aria-label", `${room}, ${people} here`);
-    if (room === state.room) button.setAttribute("aria-current", "true");
-    else button.removeAttribute("aria-current");
   });
+  showRoom();
 }
 
 function showPeople() {
@@ -164,33 +173,38 @@ function showMessage({ id, sid, name, slot, text, at }) {
 
 let socket;
 
-function ask(event, data, taken) {
-  if (!socket.connected) return;
+// Of taken and refused one is called; refused without an answer if there is none.
+function ask(event, data, taken, refused) {
+  if (!socket.connected) {
+    refused?.();
+    return;
+  }
   socket.timeout(ANSWER_MS).emit(event, data, (late, answer) => {
-    if (late) showEvent(`The worker didn't answer within ${ANSWER_MS / 1000} seconds; try again.`);
-    else if (!answer.ok) showEvent(`Not done: ${answer.why}.`);
-    else taken?.(answer);
+    if (!late && answer.ok) {
+      taken?.(answer);
+      return;
+    }
+    if (!late) showEvent(`Not done: ${answer.why}.`);
+    else if (socket.connected) showEvent(`The worker didn't answer within ${ANSWER_MS / 1000} seconds; try again.`);
+    refused?.(answer);
   });
 }
 
-function join(room) {
-  ask("join", { name: state.name, room }, (answer) => {
+function join(room, name = state.name, done = null) {
+  ask("join", { name, room }, (answer) => {
     const before = state.me;
-    const moved = state.room !== answer.you.room;
+    const moved = state.wanted !== answer.you.room;
     state.me = answer.you;
     state.mine.add(state.me.sid);
     state.room = state.wanted = answer.you.room;
     state.name = answer.you.name;
+    done?.();
     showWorker();
     element("name").value = state.name;
-    element("room").textContent = state.room;
-    element("leave").hidden = state.room === LOBBY;
-    for (const item of element("rooms").children) {
-      if (item.dataset.key === state.room) item.firstElementChild.setAttribute("aria-current", "true");
-      else item.firstElementChild.removeAttribute("aria-current");
-    }
+    showRoom();
     const here = new URLSearchParams(location.search);
     here.set("room", state.room);
+    if (here.has("name")) here.set("name", state.name);
     history.replaceState(null, "", `?${here}`);
 
     const list = element("messages");
@@ -210,6 +224,14 @@ function join(room) {
     else if (before.sid !== state.me.sid) {
       const process = before.pid === state.me.pid ? "the same process" : `process ${state.me.pid}, not ${before.pid} any more`;
       showEvent("You are back on ", chip(state.me.slot), `, ${process}.`);
+    }
+  }, (answer) => {
+    element("name").value = state.name;
+    showRoom();
+    if (answer && state.me === null && (room !== LOBBY || name !== GUEST)) {
+      // What the address or the storage says can't be had: better to be somewhere, and choose from there.
+      state.wanted = LOBBY;
+      join(LOBBY, GUEST);
     }
   });
 }
@@ -254,6 +276,7 @@ function chat() {
     connected();
     manager.engine.once("upgrade", connected);
     state.versions = { rooms: -1, people: -1 };
+    state.room = null;
     join(state.wanted);
   });
   socket.on("disconnect", (reason) => {
@@ -321,9 +344,7 @@ onSubmit("create", () => {
   element("new-room").value = "";
 });
 onSubmit("rename", () => {
-  state.name = element("name").value;
-  localStorage.setItem("name", state.name);
-  if (state.room) join(state.room);
+  join(state.room ?? state.wanted, element("name").value, () => localStorage.setItem("name", state.name));
 });
 element("leave").addEventListener("click", () => {
   join(LOBBY);
@@ -331,6 +352,7 @@ element("leave").addEventListener("click", () => {
 });
 
 element("name").value = state.name;
+showRooms([]);
 if (typeof io === "undefined") {
   showState("offline", "Client missing");
   showEvent("The Socket.IO client isn't installed: run npm ci in examples/chat, then reload.");
