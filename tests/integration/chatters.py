@@ -173,9 +173,8 @@ class ChatPage:
         return int(self.tab.evaluate("document.querySelector('#worker').dataset.pid"))
 
     def say(self, text: str) -> None:
-        # What was said before is still in the field until it is acknowledged, and for good if the worker died first.
         self.tab.focus("#text")
-        self.tab.evaluate("document.querySelector('#text').select()")
+        self.tab.evaluate("document.querySelector('#text').select()")  # what was refused is in the field again
         self.tab.type(text)
         self.tab.press("Enter")
 

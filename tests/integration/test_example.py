@@ -7,7 +7,7 @@ import os
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from signal import SIGINT, SIGKILL, SIGTERM
+from signal import SIGCONT, SIGINT, SIGKILL, SIGSTOP, SIGTERM
 from typing import Any
 
 import pytest
@@ -475,6 +475,44 @@ def test_page_changes_rooms(chat: Server, browser: Browser) -> None:
             page.tab.type("Countess")
             page.tab.press("Enter")
             page.wait_for_text(".event", "Ada is now Countess")
+
+
+def test_page_takes_what_is_typed_while_a_message_is_under_way(chat: Server, browser: Browser) -> None:
+    """Each message is said once, however fast the next one is typed and however often Enter is pressed."""
+    with chat_page(browser, chat.port, "Ada", "&room=hurry") as page, Chatter(chat.port, "Linus", "hurry") as linus:
+        os.kill(worker_of(chat), SIGSTOP)  # nothing is answered meanwhile
+        try:
+            page.tab.focus("#text")
+            for text in ("one", "two", "three"):
+                page.tab.type(text)
+                page.tab.press("Enter")
+                page.tab.press("Enter")
+            page.tab.type("fo")
+        finally:
+            os.kill(worker_of(chat), SIGCONT)
+        page.wait_for_message("three")
+        page.tab.type("ur")
+        page.tab.press("Enter")
+        linus.hear("said", text="four")
+        assert linus.texts() == ["one", "two", "three", "four"]
+
+
+def test_page_gives_back_what_was_refused(chat: Server, browser: Browser) -> None:
+    """A message that isn't taken is in the field again, unless something else is by now."""
+    field = "document.querySelector('#text').value"
+    refused = "[...document.querySelectorAll('.event')].filter((item) => item.textContent.includes('Not done')).length"
+    with chat_page(browser, chat.port, "Ada", "&room=strict") as page:
+        page.say("\u200b")
+        page.tab.wait_for(f"{refused} === 1")
+        assert page.tab.evaluate(field) == "\u200b"
+        os.kill(worker_of(chat), SIGSTOP)
+        try:
+            page.say("\u200b")
+            page.tab.type("next")
+        finally:
+            os.kill(worker_of(chat), SIGCONT)
+        page.tab.wait_for(f"{refused} === 2")
+        assert page.tab.evaluate(field) == "next"
 
 
 @pytest.mark.parametrize(

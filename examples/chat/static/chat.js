@@ -334,9 +334,11 @@ element("text").addEventListener("input", tellTyping);
 onSubmit("say", () => {
   const text = element("text");
   const sent = text.value;
-  ask("say", { text: sent }, () => {
-    if (text.value === sent) text.value = "";
-    typingSince = 0;
+  if (sent.trim() === "") return;
+  text.value = "";
+  typingSince = 0;
+  ask("say", { text: sent }, null, () => {
+    if (text.value === "") text.value = sent;
   });
 });
 onSubmit("create", () => {
