@@ -602,10 +602,12 @@ def test_page_comes_back_after_its_worker_died(chat: Server, browser: Browser) -
 @pytest.mark.parametrize(("query", "transport", "words"), [
     ("&transports=polling", "polling", "Connected · long-polling"),
     ("", "websocket", "Connected · WebSocket"),
+    ("&transports=foo", "websocket", "Connected · WebSocket"),
+    ("&transports=foo,polling", "polling", "Connected · long-polling"),
 ])  # fmt: skip
 def test_page_shows_its_transport(chat: Server, browser: Browser, query: str, transport: str, words: str) -> None:
-    """The page says which transport it uses; ``?transports=polling`` stays on that one."""
-    with chat_page(browser, chat.port, "Ada", f"&room=by {transport}{query}".replace(" ", "+")) as page:
+    """The page says which transport it uses; ``?transports=polling`` stays on that one, unknown ones don't count."""
+    with chat_page(browser, chat.port, "Ada", f"&room=by+{transport}{query}") as page:
         page.tab.wait_for(f"document.querySelector('#state').dataset.transport === '{transport}'")
         page.say("which way?")
         page.wait_for_message("which way?")

@@ -263,8 +263,8 @@ const transportName = { websocket: "WebSocket", polling: "long-polling" };
 
 function chat() {
   // ?transports=polling stays on long-polling: every request is routed anew, and still finds its worker.
-  const transports = asked.get("transports")?.split(",");
-  socket = io(transports ? { transports } : {});
+  const transports = asked.get("transports")?.split(",").filter((name) => Object.hasOwn(transportName, name));
+  socket = io(transports?.length ? { transports } : {});
   const manager = socket.io;
 
   const connected = () => {
