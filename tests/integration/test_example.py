@@ -579,10 +579,14 @@ def test_page_comes_back_after_its_worker_died(chat: Server, browser: Browser) -
     page.say("mine")
     page.wait_for_message("mine")
     reconnecting = page.watch_for_state("reconnecting")
+    stale = page.watch_for_text(".stale #people-title", "Last seen")
     old, mark = page.pid, chat.mark()
     os.kill(old, SIGKILL)
     reconnecting()
+    stale()
     page.wait_for_text(".event", "You are back on slot 0")
+    page.wait_for_text(".event", "Connection lost; trying to get it back.")
+    page.wait_for_text("body:not(.stale) #people-title", "Here, by worker")
     assert page.pid == chat.wait_for_worker(0, after=mark) != old
     page.watch_for_state("connected")()
     assert page.messages() == ["before", "mine"]

@@ -62,6 +62,9 @@ function showState(name, words) {
   element("state").dataset.state = name;
   element("state").textContent = words;
   document.querySelector("#say button").disabled = name !== "connected";
+  // Nobody tells us of those who go while we are away.
+  document.body.classList.toggle("stale", name !== "connected");
+  element("people-words").textContent = name === "connected" ? "Here, by worker" : "Last seen, by worker";
 }
 
 function showWorker() {
@@ -279,9 +282,9 @@ function chat() {
     state.room = null;
     join(state.wanted);
   });
-  socket.on("disconnect", (reason) => {
+  socket.on("disconnect", () => {
     showState(socket.active ? "reconnecting" : "offline", socket.active ? "Reconnecting…" : "Disconnected");
-    showEvent(`Connection lost: ${reason}.`);
+    showEvent(`Connection lost; ${socket.active ? "trying to get it back" : "reload the page to come back"}.`);
   });
   manager.on("reconnect_attempt", (attempt) => showState("reconnecting", `Reconnecting, attempt ${attempt}…`));
   socket.on("connect_error", () => {
