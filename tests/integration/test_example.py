@@ -656,7 +656,8 @@ def test_page_names_its_controls(chat: Server, browser: Browser) -> None:
         assert page.tab.evaluate("document.querySelector('#messages').getAttribute('aria-live')") == "polite"
 
 
-# The text in the page whose contrast with what is behind it is below 4.5, the least of WCAG 2.2, 1.4.3.
+# What in the page doesn't stand out: text whose contrast with what is behind it is below 4.5, the least of WCAG 2.2,
+# 1.4.3, and edges of fields with less than 3 inside or outside (1.4.11).
 FAINT = """(() => {
   const canvas = new OffscreenCanvas(1, 1).getContext("2d", {willReadFrequently: true});
   const rgb = (colour) => {
@@ -672,13 +673,18 @@ FAINT = """(() => {
     while (rgb(getComputedStyle(element).backgroundColor)[3] < 255) element = element.parentElement;
     return getComputedStyle(element).backgroundColor;
   };
-  return [...document.body.querySelectorAll("*")]
+  const contrast = (one, other) => {
+    const [a, b] = [light(one), light(other)].sort((x, y) => y - x);
+    return (a + 0.05) / (b + 0.05);
+  };
+  const texts = [...document.body.querySelectorAll("*")]
     .filter((element) => !element.disabled && [...element.childNodes].some((n) => n.nodeType === 3 && n.data.trim()))
-    .map((element) => {
-      const [a, b] = [light(getComputedStyle(element).color), light(behind(element))].sort((x, y) => y - x);
-      return [(a + 0.05) / (b + 0.05), element.outerHTML.slice(0, 80)];
-    })
-    .filter(([contrast]) => contrast < 4.5);
+    .map((element) => [4.5, getComputedStyle(element).color, element, element]);
+  const edges = [...document.body.querySelectorAll("input")].flatMap((element) =>
+    [element, element.parentElement].map((beside) => [3, getComputedStyle(element).borderTopColor, beside, element]));
+  return [...texts, ...edges]
+    .map(([least, colour, beside, element]) => [least, contrast(colour, behind(beside)), element.outerHTML])
+    .filter(([least, contrast]) => contrast < least);
 })()"""
 
 
