@@ -707,9 +707,32 @@ def test_page_is_readable(chat: Server, browser: Browser, width: int, height: in
         )
         assert page.tab.evaluate(FAINT) == []
         assert page.tab.evaluate("document.documentElement.scrollWidth") == width
-        for selector in ("#say button", "#messages", "#state", "#worker", "#leave"):
+        for selector in ("#say button", "#messages", "#state", "#worker", "#leave", "#rename label"):
             box = page.tab.evaluate(f"document.querySelector({selector!r}).getBoundingClientRect().toJSON()")
             assert 0 <= box["left"] < box["right"] <= width, selector
             assert 0 <= box["top"] < box["bottom"] <= height, selector
+            assert box["width"] > 10, f"{selector} is for screen readers only"
         background = page.tab.evaluate("getComputedStyle(document.querySelector('main')).backgroundColor")
         assert background == ("rgb(27, 29, 35)" if dark else "rgb(255, 255, 255)")
+
+
+@pytest.mark.parametrize(("width", "height"), [(667, 375), (844, 390), (320, 480)])
+def test_page_on_a_low_screen(chat: Server, browser: Browser, width: int, height: int) -> None:
+    """On a phone's side, or above its keyboard, most of the screen is for messages, and rooms can still be changed."""
+    room = f"low+{width}"
+    with chat_page(browser, chat.port, "Ada", f"&room={room}", width=width, height=height) as page:
+        assert page.tab.evaluate("document.querySelector('#messages').clientHeight") > height / 2
+        page.tab.click("#rooms li[data-key=lobby] button")
+        page.wait_for_text("#rooms [aria-current]", "lobby")
+
+
+@pytest.mark.parametrize("field", ["#new-room", "#name"])
+def test_page_keeps_the_field_in_use_above_the_keyboard(chat: Server, browser: Browser, field: str) -> None:
+    """A phone's keyboard may make the window low; the field that it writes into stays."""
+    with chat_page(browser, chat.port, "Ada", "&room=keyboard", width=390, height=844) as page:
+        page.tab.focus(field)
+        page.tab.resize(390, 400)
+        page.tab.wait_for("matchMedia('(max-height: 30rem)').matches")
+        shown = "[...document.querySelectorAll('nav input')].filter((input) => input.checkVisibility())"
+        assert page.tab.evaluate(f"{shown}.map((input) => '#' + input.id)") == [field]
+        assert page.tab.evaluate(f"document.activeElement === document.querySelector('{field}')")
