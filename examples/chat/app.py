@@ -37,6 +37,7 @@ NAME_LENGTH = 24
 TEXT_LENGTH = 500
 BURST, PER_SECOND = 30, 5  # events that a client may send at once, and in the long run
 BLANK = "\u115f\u1160\u2800\u3164\uffa0"  # letters and a symbol for Unicode, nothing for the eye
+NEW_EMOJI = frozenset(map(chr, range(0x1F000, 0x1FC00)))
 CHECK_SECONDS = 1  # how long a list of rooms or people may be wrong
 
 app = Flask(__name__)
@@ -180,8 +181,10 @@ def text_of(data: dict[str, Any], key: str, length: int) -> str:
 def is_visible(character: str) -> bool:
     """Whether it shows by itself, as spaces, marks and the likes of a zero-width joiner don't."""
     category = unicodedata.category(character)
-    # One that isn't assigned may be an emoji that is newer than this Python.
-    return category == "Cn" or (category[0] not in "ZCM" and character not in BLANK)
+    if category == "Cn":
+        # It may be an emoji that is newer than this Python.
+        return character in NEW_EMOJI
+    return category[0] not in "ZCM" and character not in BLANK
 
 
 def participant(session: Session) -> Person:

@@ -189,6 +189,7 @@ def test_history_survives_the_worker(chat: Server) -> None:
         ("join", {"name": "Ada\x00", "room": "lobby"}),
         ("join", {"name": "Ada", "room": b"lobby"}),
         ("join", {"name": "\u200b", "room": "lobby"}),
+        ("join", {"name": "\uffff", "room": "lobby"}),
         ("join", {"name": "Ada", "room": "\u3164"}),
         ("say", None),
         ("say", 7),

@@ -176,7 +176,7 @@ function showMessage({ id, sid, name, slot, text, at }) {
 
 let socket;
 
-// Of taken and refused one is called; refused without an answer if there is none.
+// Of taken and refused one is called; refused without an answer if there is none, though it may have been done.
 function ask(event, data, taken, refused) {
   if (!socket.connected) {
     refused?.();
