@@ -9,7 +9,7 @@ from typing import Any
 
 import socketio
 
-from sticky_session.appservers import instances
+from sticky_session.appservers import instances, thawed
 from sticky_session.cluster import DEFAULT_CHANNEL, ClusterManager, managers
 
 
@@ -23,9 +23,10 @@ def adopt_servers() -> tuple[list[str], int]:
     """
     servers = _default_servers()
     if len(servers) > 1 or _taken_channels():
-        # Some may be gone but for the garbage collector.
+        # Some may be gone but for the garbage collector, which passes over what is frozen.
         del servers
-        gc.collect()
+        with thawed():
+            gc.collect()
         servers = _default_servers()
     if len(servers) == 1 and DEFAULT_CHANNEL not in _taken_channels():
         _adopt(servers[0].manager, DEFAULT_CHANNEL)
@@ -67,7 +68,9 @@ def _adopt(manager: Any, channel: str) -> None:
     passed_on = {
         name: getattr(ClusterManager, value.__name__).__get__(manager)
         for name, value in kept.items()
-        if inspect.ismethod(value) and value.__func__ is getattr(socketio.Manager, value.__name__, None)
+        if inspect.ismethod(value)
+        and value.__self__ is manager
+        and value.__func__ is getattr(socketio.Manager, value.__name__, None)
     }
     fresh = ClusterManager(channel)
     manager.__class__ = ClusterManager

@@ -2,22 +2,41 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import sys
+from collections.abc import Iterator
 from typing import Any
+
+
+@contextlib.contextmanager
+def thawed() -> Iterator[None]:
+    """Have no objects frozen meanwhile: gc.freeze(), which is advised before forks, hides a preloaded app's."""
+    frozen = gc.get_freeze_count()
+    if frozen:
+        gc.unfreeze()
+    try:
+        yield
+    finally:
+        if frozen:
+            gc.freeze()
 
 
 def instances(kind: type) -> list[Any]:
     """All objects of a class, and of those derived from it, in this process."""
-    # Those of a preloaded app may be frozen (gc.freeze() is advised before forks), and are not among the objects then.
-    frozen = gc.get_freeze_count()
-    if frozen:
-        gc.unfreeze()
+    # Objects refer to their classes. A list of all objects would write a reference count into each, and so copy the
+    # memory that a preloaded app's workers share.
+    with thawed():
+        found = gc.get_referrers(*_family(kind))
     # type() and not isinstance(): proxies of the app's may do anything when they are asked for their class.
-    found = [it for it in gc.get_objects() if issubclass(type(it), kind)]
-    if frozen:
-        gc.freeze()
-    return found
+    return [it for it in found if issubclass(type(it), kind)]
+
+
+def _family(kind: type) -> Iterator[type]:
+    yield kind
+    derived: list[type] = type.__subclasses__(kind)
+    for each in derived:
+        yield from _family(each)
 
 
 def message_bytes() -> int:

@@ -18,8 +18,7 @@ Rules:
 from __future__ import annotations
 
 import os
-import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator
 from typing import Any
 
@@ -34,6 +33,10 @@ from sticky_session.generation import Generation, Seat
 
 # What has been taken from the bus and waits for the app; beyond it, the bus is not read.
 INBOX_BYTES = 8 * 2**20
+
+# What may be lost for want of descriptors.
+_BROADCASTS = "large broadcasts"
+_ENDS = "ways to new workers, which are sent again"
 
 _get_ident = get_original("_thread", "get_ident")
 
@@ -135,8 +138,8 @@ class Bus:
         self._receiver = Receiver(self._receiving_end)
         self._outbox = Outbox((channel.sending_end for channel in buses), self._table, log)
         self._inboxes: dict[bytes, list[Inbox]] = {}
-        self._lost = 0
-        self._log_at = 0.0
+        self._lost: Counter[str] = Counter()
+        self._teller: gevent.Greenlet | None = None
         # Of what comes; None while this worker doesn't serve its slot.
         self._watcher: Any = None
 
@@ -255,19 +258,21 @@ class Bus:
         """There was no descriptor for what came with a frame."""
         if frame.brings_end:
             self._table.note_lost_end(self._slot)
-        else:
-            self._lost += 1
-            extra = {"metric": "sticky_session.bus_dropped", "value": 1, "mtype": "counter"}
-            gevent.spawn(self._log.debug, "%s broadcasts were lost", self._lost, extra=extra)
-        now = time.monotonic()
-        if now >= self._log_at:
-            self._log_at = now + LOG_SECONDS
-            gevent.spawn(
-                self._log.error,
-                "No descriptors left in this worker; raise ulimit -n. Large broadcasts are lost (%s since it started), "
-                "and it can't send to workers that are new",
-                self._lost,
-            )
+        self._lost[_ENDS if frame.brings_end else _BROADCASTS] += 1
+        if self._teller is None:
+            self._teller = gevent.spawn(self._tell_lost)
+
+    def _tell_lost(self) -> None:
+        """Say what was lost, at once and then once a minute for as long as it goes on."""
+        while self._lost:
+            lost, self._lost = self._lost, Counter()
+            for what, count in lost.items():
+                self._log.error("No descriptors left in this worker; raise ulimit -n. Lost: %s %s", count, what)
+            if count := lost[_BROADCASTS]:
+                extra = {"metric": "sticky_session.bus_dropped", "value": count, "mtype": "counter"}
+                self._log.debug("%s broadcasts were lost", count, extra=extra)
+            gevent.sleep(LOG_SECONDS)
+        self._teller = None
 
     # --- sending
 

@@ -108,13 +108,13 @@ class Outbox:
     def is_sending(self) -> bool:
         """Whether anything is queued for workers that are still there, and that this one can reach.
 
-        Who has left its slot is not told any more of slots that are newer.
+        What is for others is forgotten. Who has left its slot is not told any more of slots that are newer.
         """
         self._forget_the_gone()
         return any(queue and queue.end is not None for queue in self._queues)
 
     def is_crowded(self) -> bool:
-        """Whether messages may soon have to be dropped."""
+        """Whether messages may soon have to be dropped; what is for workers that are gone is forgotten first."""
         self._forget_the_gone()
         return any(queue.is_half_full for queue in self._queues)
 
@@ -166,9 +166,10 @@ class Outbox:
         watcher = self._hub.loop.io(end.fileno(), 2)
         try:
             while queue:
-                # Where the worker is gone and no other comes, nobody makes room.
-                with gevent.Timeout(LOOK_SECONDS, False):
-                    self._hub.wait(watcher)
+                if not self._has_room(watcher):
+                    # Where the worker is gone and no other comes, nobody makes any.
+                    queue.address(self._table.holder(slot))
+                    continue
                 try:
                     self._send_queued(slot, queue, end)
                 except OSError as error:
@@ -182,6 +183,14 @@ class Outbox:
             queue.is_flushing = False
             watcher.stop()
             watcher.close()
+
+    def _has_room(self, watcher: Any) -> bool:
+        """Wait for room, but only for a moment."""
+        has_room = False
+        with gevent.Timeout(LOOK_SECONDS, False):
+            self._hub.wait(watcher)
+            has_room = True
+        return has_room
 
     def _send_queued(self, slot: int, queue: _Queue, end: _socket.socket) -> None:
         """Send until nothing is left, or there is no room, or others in this process should get their turn."""

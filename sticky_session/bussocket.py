@@ -43,8 +43,11 @@ class BusSocket:
         """Whether the file at its path is still its own: somebody may have removed it, and another listens there."""
         return self._file is not None and self._file == _file_at(self.cfg_addr)
 
-    def admit(self, mode: int, cfg: Any) -> None:
-        """Let those use it that the configuration names."""
+    def admit(self, options: Options, cfg: Any) -> None:
+        """Let those use it that the configuration names, if its file is still there.
+
+        :raises OSError: the file's owner can't be changed
+        """
         try:
             descriptor = os.open(self.cfg_addr, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
         except FileNotFoundError:
@@ -55,7 +58,7 @@ class BusSocket:
                 # Not by its path, where whoever may write to the folder could put something else now.
                 place = f"/proc/self/fd/{descriptor}"
                 os.chown(place, cfg.uid, cfg.gid)
-                os.chmod(place, mode)
+                os.chmod(place, int(options.bus_socket_mode, 8))
         finally:
             handoff.close(descriptor)
 
@@ -82,17 +85,16 @@ def listen(options: Options, cfg: Any, known: Iterable[Any] = ()) -> list[BusSoc
     path = options.bus_socket
     if path == OFF:
         return []
-    mode = int(options.bus_socket_mode, 8)
     for it in known:
         if isinstance(it, BusSocket) and it.cfg_addr == path and it.is_in_place:
             try:
-                it.admit(mode, cfg)
+                it.admit(options, cfg)
             except OSError as error:
                 raise OptionError(f"bus_socket={path}: its owner can't be changed: {error.strerror}") from None
             return [it]
     sock = _socket.socket(AF_UNIX, SOCK_STREAM)
     try:
-        bind_unix(sock, path, cfg, 0o777 & ~mode)
+        bind_unix(sock, path, cfg, 0o777 & ~int(options.bus_socket_mode, 8))
     except OSError as error:
         handoff.close(sock.detach())
         raise OptionError(

@@ -132,6 +132,8 @@ class ClusterManager(socketio.PubSubManager):  # type: ignore[misc]
     ) -> None:
         """Emit to a client, a room, or all, of this worker and the others; as ``socketio.Server.emit``."""
         namespace, room = namespace or "/", to or room
+        # Whatever else python-socketio takes for an id is none, and skips nobody in a single process.
+        skip_sid = [sid for sid in (skip_sid if isinstance(skip_sid, list) else [skip_sid]) if isinstance(sid, str)]
         if self._is_alone:
             options["ignore_queue"] = True
         if self._bus is None or callback is not None or options.get("ignore_queue") or not self._writes_packets:
@@ -146,9 +148,7 @@ class ClusterManager(socketio.PubSubManager):  # type: ignore[misc]
             # As with python-socketio's, which looks first whether anybody is there.
             self._get_logger().error("%r to %s can't be sent, and nobody gets it: %s", event, namespace, error)
             return
-        # Of whatever else python-socketio takes for an id, which is none.
-        skipped = [sid for sid in (skip_sid if isinstance(skip_sid, list) else [skip_sid]) if isinstance(sid, str)]
-        emission = Emission(self.host_id, namespace, room, skipped, parts)
+        emission = Emission(self.host_id, namespace, room, skip_sid, parts)
         try:
             payload = emission.pack()
         except (TypeError, ValueError) as error:

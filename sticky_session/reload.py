@@ -15,7 +15,6 @@ from typing import Any
 from gunicorn.arbiter import Arbiter
 from gunicorn.pidfile import Pidfile
 
-from sticky_session import bussocket
 from sticky_session.bussocket import BusSocket
 from sticky_session.errors import OptionError
 from sticky_session.generation import Generation
@@ -55,8 +54,9 @@ def return_to(arbiter: Arbiter, generation: Generation) -> None:
     generation.surroundings.restore()
     generation.surroundings = None
     arbiter.app.__dict__.update(generation.app.__dict__)
-    with contextlib.suppress(OptionError):
-        bussocket.listen(generation.options, generation.cfg, generation.sockets)
+    if generation.bus_socket is not None:
+        with contextlib.suppress(OSError):
+            generation.bus_socket.admit(generation.options, generation.cfg)
     if arbiter.cfg is not generation.cfg:
         arbiter.setup(arbiter.app)
         arbiter._num_workers = generation.wanted

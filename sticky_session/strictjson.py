@@ -34,5 +34,5 @@ def _finite(number: str) -> float:
 
 def _integer(number: str) -> int:
     if len(number) > MAX_INTEGER_CHARACTERS:
-        raise ValueError(f"an integer of {len(number)} digits; expected at most {MAX_INTEGER_CHARACTERS}")
+        raise ValueError(f"an integer of {len(number)} characters; expected at most {MAX_INTEGER_CHARACTERS}")
     return int(number)

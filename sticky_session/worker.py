@@ -189,15 +189,14 @@ class Worker(GeventWorker):  # type: ignore[misc]
         set_current_bus(self._bus)
         cluster.join(self._bus)
         if (adopted or left) and self.seat.generation.table.bus_report.take():
-            if len(adopted) == 1:
+            if adopted == [cluster.DEFAULT_CHANNEL]:
                 self.log.info(
                     "The app's Socket.IO server reaches the clients of all workers (STICKY_SESSION_BUS=0: only its own)"
                 )
             elif adopted:
                 self.log.info(
-                    "The app's %s Socket.IO servers each reach their clients of all workers, by the channels %s "
+                    "The app's Socket.IO servers reach their clients of all workers by the channels %s "
                     "(STICKY_SESSION_BUS=0: only their own workers')",
-                    len(adopted),
                     " and ".join(adopted),
                 )
             if left:
@@ -252,10 +251,10 @@ class Worker(GeventWorker):  # type: ignore[misc]
         """
         assert self._bus is not None
         names = self._bus.channels
-        if channel not in names:
+        # Where there is none, servers may be made at their first request, and others may have had that.
+        if names and channel not in names:
             raise ClusterError(
-                f"channel {channel!r}: expected one that a Socket.IO server of the app has: "
-                f"{', '.join(names) or 'there is none'}"
+                f"channel {channel!r}: expected one that a Socket.IO server of the app has: {', '.join(names)}"
             )
         # What the sender has sent by another worker, which left, may still wait in this one's channel.
         self._bus.publish(channel, payload, in_turn=True)

@@ -251,6 +251,15 @@ def test_frozen_objects() -> None:
     assert type(server.manager) is ClusterManager
 
 
+def test_method_of_another_manager() -> None:
+    """A method of another server's manager that an app has put there stays the other's."""
+    server, other = Server(), Server(OTHERS["pubsub"]())
+    server.manager.emit = other.manager.emit
+    assert adoption.adopt_servers() == (["socketio"], 0)
+    assert server.manager.emit.__self__ is other.manager
+    assert type(server.manager) is ClusterManager
+
+
 def test_named_and_default() -> None:
     """A server whose manager the app has named itself, and one that gets one, don't hear each other."""
     named, other = Server(ClusterManager()), Server()
@@ -268,7 +277,7 @@ def test_namespaces_of_two_modules() -> None:
 
 
 def test_what_json_has_not() -> None:
-    """It is an error where somebody would get it, and else none, as with python-socketio's manager."""
+    """It is an error where one of the worker's clients would get it, and else none, as with one worker."""
     servers = [Server(), Server(ClusterManager())]
     bus = Bus()
     cluster.join(bus)  # type: ignore[arg-type]
@@ -326,7 +335,8 @@ def test_two_servers_that_are_alike() -> None:
     assert {type(server.manager) for server in servers} == {socketio.Manager}
 
 
-def test_server_that_is_gone() -> None:
+@pytest.mark.parametrize("frozen", [False, True])
+def test_server_that_is_gone(frozen: bool) -> None:
     """A server that only the garbage collector knows makes no second one."""
     gone = Server()
     gone.itself = gone
@@ -336,8 +346,11 @@ def test_server_that_is_gone() -> None:
     try:
         del gone
         assert alive() is not None
+        if frozen:
+            gc.freeze()
         assert adoption.adopt_servers() == (["socketio"], 0)
     finally:
+        gc.unfreeze()
         gc.enable()
     assert server.manager.channel == "socketio"
 

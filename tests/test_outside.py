@@ -113,7 +113,7 @@ def test_depth() -> None:
         (encoded(data=[float("nan")]), "expected JSON: NaN is not in JSON"),
         (encoded(data=[float("-inf")]), "expected JSON: -Infinity is not in JSON"),
         (encoded(data=[5]).replace(b"5", b"-1e999"), "expected JSON: -1e999 is too large"),
-        (encoded(data=[10**100]), "expected JSON: an integer of 101 digits; expected at most 100"),
+        (encoded(data=[10**100]), "expected JSON: an integer of 101 characters; expected at most 100"),
         (
             encoded(data=[nested(outside.MAX_DEPTH + 1)]),
             "emit: expected at most 200 lists or objects within each other",
