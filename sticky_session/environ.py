@@ -76,7 +76,7 @@ def request_environ(base: dict[str, Any], head: Head, peer: Any, trust: Trust | 
 
 def _believe(environ: dict[str, Any], head: Head, trust: Trust) -> None:
     """Take the scheme and the script name from a trusted peer's headers."""
-    scheme = trust.scheme(environ)
+    scheme = trust.scheme(environ, head)
     if scheme is not None:
         environ["wsgi.url_scheme"] = scheme
     if "HTTP_SCRIPT_NAME" in environ:

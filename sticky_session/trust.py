@@ -7,7 +7,7 @@ from ipaddress import IPv4Network, IPv6Network, ip_address
 from typing import Any
 
 from sticky_session.address import unpack
-from sticky_session.request import BadRequest
+from sticky_session.request import BadRequest, Head
 
 
 def forwarders(cfg: Any) -> Peers:
@@ -86,14 +86,24 @@ class Trust:
             ("HTTP_" + name.upper().replace("-", "_"), value) for name, value in cfg.secure_scheme_headers.items()
         ]
 
-    def scheme(self, env: dict[str, Any]) -> str | None:
+    def scheme(self, env: dict[str, Any], head: Head) -> str | None:
         """The scheme that the headers tell; None if they tell nothing.
 
         :raises BadRequest: they contradict each other
         """
-        said = {env[key] == secure for key, secure in self._schemes if key in env}
+        said: set[bool] = set()
+        for key, secure in self._schemes:
+            if key in env:
+                # Several fields are one value there, and each counts by itself.
+                values = _values(head, key) if "," in env[key] else [env[key]]
+                said.update(value == secure for value in values)
         if len(said) > 1:
             raise BadRequest(400, "contradictory scheme headers")
         if not said:
             return None
         return "https" if said.pop() else "http"
+
+
+def _values(head: Head, key: str) -> list[str]:
+    """The values of all fields that have a key of the environ."""
+    return [value for name, value in head.fields if "_" not in name and f"HTTP_{name.upper().replace('-', '_')}" == key]

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from gunicorn.config import Config
 
-from sticky_session.request import BadRequest
+from sticky_session.request import BadRequest, Limits, parse
 from sticky_session.trust import Trust
 
 
@@ -51,24 +51,34 @@ def test_many_peers() -> None:
     assert ("192.0.2.1", 1) in those.peers
 
 
+def scheme_of(fields: str) -> str | None:
+    """What a request with these header fields is told to be of."""
+    head = parse(f"GET / HTTP/1.1\r\nHost: a\r\n{fields}".removesuffix("\r\n"), Limits(4094, 100, 8190))
+    return trust().scheme(head.environ, head)
+
+
 @pytest.mark.parametrize(
-    ("env", "scheme"),
+    ("fields", "scheme"),
     [
-        ({}, None),
-        ({"HTTP_X_FORWARDED_PROTO": "https"}, "https"),
-        ({"HTTP_X_FORWARDED_PROTO": "http"}, "http"),
-        ({"HTTP_X_FORWARDED_SSL": "on", "HTTP_X_FORWARDED_PROTO": "https"}, "https"),
+        ("", None),
+        ("X-Forwarded-Proto: https\r\n", "https"),
+        ("X-Forwarded-Proto: http\r\n", "http"),
+        ("X-Forwarded-Ssl: on\r\nX-Forwarded-Proto: https\r\n", "https"),
+        ("X-Forwarded-Proto: https\r\nx-forwarded-proto: https\r\n", "https"),
+        ("X-Forwarded-Proto: https,http\r\n", "http"),
+        ("X-Forwarded-Proto: https\r\nX_Forwarded_Proto: http\r\n", "https"),
     ],
 )
-def test_scheme(env: dict[str, Any], scheme: str | None) -> None:
+def test_scheme(fields: str, scheme: str | None) -> None:
     """secure_scheme_headers tell the scheme."""
-    assert trust().scheme(env) == scheme
+    assert scheme_of(fields) == scheme
 
 
-def test_contradiction() -> None:
+@pytest.mark.parametrize("other", ["X-Forwarded-Ssl: on", "X-Forwarded-Proto: https"])
+def test_contradiction(other: str) -> None:
     """Headers that contradict each other are refused."""
     with pytest.raises(BadRequest):
-        trust().scheme({"HTTP_X_FORWARDED_SSL": "on", "HTTP_X_FORWARDED_PROTO": "http"})
+        scheme_of(f"{other}\r\nX-Forwarded-Proto: http\r\n")
 
 
 def test_header_names() -> None:
