@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
+from io import BytesIO
 from typing import Protocol
 
 # Read at once, so that a length that is only claimed takes no memory.
@@ -85,12 +86,11 @@ class Body:
         :raises BodyError: it broke off or is malformed
         """
         wanted = float("inf") if size is None or size < 0 else size
-        pieces = []
+        # Its value is no copy, as joining pieces would make one of a large body.
+        whole = BytesIO()
         while wanted and self._has_more():
-            piece = self._take(self.rfile.read, int(min(wanted, self._left, PIECE_BYTES)))
-            pieces.append(piece)
-            wanted -= len(piece)
-        return b"".join(pieces)
+            wanted -= whole.write(self._take(self.rfile.read, int(min(wanted, self._left, PIECE_BYTES))))
+        return whole.getvalue()
 
     def readline(self, size: int | None = -1) -> bytes:
         """The next line with its end, or at most ``size`` bytes of it.
@@ -98,14 +98,13 @@ class Body:
         :raises BodyError: it broke off or is malformed
         """
         wanted = float("inf") if size is None or size < 0 else size
-        pieces = []
+        whole = BytesIO()
         while wanted and self._has_more():
             piece = self._take(self.rfile.readline, int(min(wanted, self._left, PIECE_BYTES)))
-            pieces.append(piece)
-            wanted -= len(piece)
+            wanted -= whole.write(piece)
             if piece.endswith(b"\n"):
                 break
-        return b"".join(pieces)
+        return whole.getvalue()
 
     def readlines(self, hint: int | None = -1) -> list[bytes]:
         """The lines that are left, or as many as make ``hint`` bytes together.
@@ -122,7 +121,13 @@ class Body:
         return lines
 
     def __iter__(self) -> Iterator[bytes]:
-        return iter(self.readline, b"")
+        return self
+
+    def __next__(self) -> bytes:
+        line = self.readline()
+        if not line:
+            raise StopIteration
+        return line
 
     def discard(self) -> None:
         """Read what is left and throw it away.

@@ -61,6 +61,7 @@ def test_lines(pieces: list[bytes], hint: int | None, in_chunks: bool) -> None:
         return chunked(chunks(pieces))[0] if in_chunks else plain(data)[0]
 
     assert list(body()) == io.BytesIO(data).readlines()
+    assert next(body(), b"") == io.BytesIO(data).readline()
     assert body().readlines(hint) == io.BytesIO(data).readlines(hint)
 
 
