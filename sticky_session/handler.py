@@ -85,7 +85,9 @@ class Handler(pywsgi.WSGIHandler):  # type: ignore[misc]
         websocket: WebSocket | None = None
         try:
             if self.server.pre_request is not None:
-                self.server.pre_request(self.server.worker, Request(self.head))
+                request = Request(self.head, self.connection.client, self.environ)
+                self.server.pre_request(self.server.worker, request)
+                request.tell(self.environ)
             if "HTTP_UPGRADE" in self.environ and wants_websocket(self.head):
                 websocket = self._offer_websocket()
                 if websocket is None:
@@ -201,6 +203,11 @@ class Handler(pywsgi.WSGIHandler):  # type: ignore[misc]
         write: Callable[[bytes], None] = super().start_response(status, headers, exc_info)
         return write
 
+    def write(self, data: bytes) -> None:
+        """PEP 3333's write."""
+        # Frameworks let a view give these a body; pywsgi takes it for an error, after the view has done its work.
+        super().write(b"" if self.code in (204, 304) else data)
+
     def _write(self, data: bytes) -> None:
         self._send_body(b"", data)
 
@@ -250,7 +257,7 @@ class Handler(pywsgi.WSGIHandler):  # type: ignore[misc]
             if data:
                 self.write(data)
         if not self.headers_sent:
-            if self.status is None and self.connection.websocket is not None:
+            if self.status is None and self.connection.websocket is not None and self.connection.transport.is_taken:
                 # simple-websocket has answered on the socket itself.
                 return
             self.write(b"")
@@ -313,17 +320,23 @@ class Handler(pywsgi.WSGIHandler):  # type: ignore[misc]
         """A line in gunicorn's access log, if there is one."""
         if self.server.wants_access_log and self.status is not None:
             seconds = timedelta(seconds=max(0.0, self.time_finish - self.time_start))
-            response = Response(self.status, self.response_headers, self.response_length)
-            self.server.worker.log.access(response, self.head.fields, self.environ, seconds)
+            try:
+                request = Request(self.head, self.connection.client, self.environ)
+                self.server.worker.log.access(self._hooks_response(), request, self.environ, seconds)
+            except Exception:
+                self.server.worker.log.exception("Exception in the logger's access()")
 
     def _call_post_request(self) -> None:
         if self.server.post_request is None:
             return
-        response = Response(self.status, self.response_headers, self.response_length)
         try:
-            self.server.post_request(self.server.worker, Request(self.head), self.environ, response)
+            request = Request(self.head, self.connection.client, self.environ)
+            self.server.post_request(self.server.worker, request, self.environ, self._hooks_response())
         except Exception:
             self.server.worker.log.exception("Exception in post_request hook")
+
+    def _hooks_response(self) -> Response:
+        return Response(self.status, self.response_headers, self.response_length, chunked=self.response_use_chunked)
 
 
 def _ignore(_: bytes) -> None:

@@ -99,6 +99,11 @@ class Transport:
         return self._waiting
 
     @property
+    def is_taken(self) -> bool:
+        """Whether the app may have asked for the socket; over TLS that can't be told."""
+        return self._waiting is not None
+
+    @property
     def _sock(self) -> Any:
         """The same, where simple-websocket looks for it."""
         return self.socket

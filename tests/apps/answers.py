@@ -48,6 +48,8 @@ FIXED = {
     "/long": ("200 OK", [("Content-Length", "4")], lambda: pieces(b"lo", b"ng and more", b"and more")),
     "/204": ("204 No Content", [], list),
     "/304": ("304 Not Modified", [("ETag", '"a"')], list),
+    "/204-body": ("204 No Content", [("Content-Length", "4")], lambda: [b"body"]),
+    "/304-body": ("304 Not Modified", [], lambda: pieces(b"bo", b"dy")),
     "/unread": ("200 OK", [("Content-Length", "6")], lambda: [b"unread"]),
     "/unread-list": ("200 OK", [], lambda: [b"unread"]),
     "/unread-generator": ("200 OK", [], lambda: pieces(b"unread")),

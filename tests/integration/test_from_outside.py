@@ -529,7 +529,7 @@ def test_reload_without_the_file(tmp_path: Path) -> None:
         mark = server.mark()
         server.signal(SIGHUP)
         server.wait_for("Reload failed", after=mark)
-        assert not path.exists()
+        wait_until(lambda: not path.exists(), what="no file of the reload that failed")
         config.write_text("")
         reload(server)
         with members(server.port, CLIENTS, "websocket") as pair:

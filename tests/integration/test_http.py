@@ -133,6 +133,21 @@ def test_http_1_0_keep_alive(wire: Wire) -> None:
     assert_closed(wire, answer)
 
 
+def test_websocket_that_nobody_uses(server: Server) -> None:
+    """An app that is offered a WebSocket and neither uses it nor answers is an error, which the client is told."""
+    key = (
+        "Upgrade: websocket",
+        "Connection: Upgrade",
+        "Sec-WebSocket-Version: 13",
+        "Sec-WebSocket-Key: " + "A" * 22 + "==",
+    )
+    with Wire(server.port) as wire:
+        wire.send("GET /no-start-empty HTTP/1.1", "Host: test", *key)
+        answer = wire.answer()
+        assert answer.status == 500
+        assert_closed(wire, answer)
+
+
 @pytest.mark.parametrize("path", ["/", "/generator", "/list", "/unread", "/204", "/304", "/nowhere", "/write", "/echo"])
 def test_connection_close(wire: Wire, path: str) -> None:
     """A client that says close gets its answer, the same word, and the end."""
@@ -186,6 +201,8 @@ def test_keep_alive_off() -> None:
         ("/nowhere", "8", b"/nowhere"),
         ("/204", None, b""),
         ("/304", None, b""),
+        ("/204-body", None, b""),
+        ("/304-body", None, b""),
     ],
 )
 def test_response(wire: Wire, path: str, length: str | None, body: bytes) -> None:

@@ -521,17 +521,21 @@ from gunicorn.glogging import Logger
 
 class Custom(Logger):
     def access(self, resp, req, environ, request_time):
-        self.error("custom access %s %s %s", environ["PATH_INFO"], resp.status, resp.sent)
+        self.error("custom access %s %s %s %s", req.path, resp.status, resp.status_code, resp.sent)
+        raise ValueError(req.headers)
 """
 
 
 def test_logger_class(tmp_path: Path) -> None:
-    """--logger-class: its access() is called, whether an access log is configured or not."""
+    """--logger-class: its access() is called, also without an access log, and its errors are no clients'."""
     (tmp_path / "custom.py").write_text(LOGGER)
     args = ("--logger-class", "custom.Custom")
     with Server(workers=1, args=args, env={"PYTHONPATH": str(tmp_path)}) as server:
-        get(server.port, "/big?bytes=7")
-        server.wait_for("custom access /big 200 OK 7")
+        with Client(server.port) as client:
+            for _ in range(2):
+                assert client.get("/big?bytes=7").status == 200
+        server.wait_for("custom access /big 200 OK 200 7", count=2)
+        server.wait_for("ValueError: .*HOST", count=2)
 
 
 # --- hooks --------------------------------------------------------------------------------------------------
@@ -560,10 +564,13 @@ def nworkers_changed(server, new, old): note("nworkers_changed", new, old)
 def on_exit(server): note("on_exit")
 
 def pre_request(worker, req):
-    note("pre_request", worker.pid, req.method, req.path, req.query, dict(req.headers)["X-TAG"])
+    note("pre_request", worker.pid, req.method, req.path, req.query, dict(req.headers)["X-TAG"], req.remote_addr[0])
+    req.headers.append(("X-ID", req.scheme))
+    req.headers.remove(("X-OTHER", "other"))
 
 def post_request(worker, req, environ, resp):
-    note("post_request", worker.pid, req.uri, environ["PATH_INFO"], resp.status, dict(req.headers)["X-TAG"])
+    note("post_request", worker.pid, req.uri, environ["PATH_INFO"], resp.status, dict(req.headers)["X-TAG"],
+         environ["HTTP_X_ID"], "HTTP_X_OTHER" in environ, req.should_close())
 """
 
 
@@ -599,15 +606,15 @@ def test_hooks(tmp_path: Path) -> None:
             hooks.wait_for("post_fork", pid, pid)
             hooks.wait_for("post_worker_init", pid, pid)
 
-        tag = {"X-Tag": "tag"}
+        tag = {"X-Tag": "tag", "X-Other": "other"}
         get(server.port, "/env?a=b", headers=tag)
         pid = get(server.port, headers=tag).json()["pid"]
-        hooks.wait_for("pre_request", pid, pid, "GET", "/env", "a=b", "tag")
-        hooks.wait_for("post_request", pid, pid, "/env?a=b", "/env", "200", "OK", "tag")
+        hooks.wait_for("pre_request", pid, pid, "GET", "/env", "a=b", "tag", ADDRESS)
+        hooks.wait_for("post_request", pid, pid, "/env?a=b", "/env", "200", "OK", "tag", "http", False, True)
         with connect(server.port) as sock:
             url = f"ws://127.0.0.1:{server.port}/"
             websocket.create_connection(url, header=tag, socket=sock, timeout=20).close()
-        hooks.wait_for("post_request", pid, pid, "/", "/", "101", "Switching", "Protocols", "tag")
+        hooks.wait_for("post_request", pid, pid, "/", "/", "101", "Switching", "Protocols", "tag", "http", False, False)
 
         mark = server.mark()
         os.kill(first, signal.SIGINT)
