@@ -200,7 +200,9 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
             generations.change_over()
         self._resize()
         for generation, slot in list(generations.to_fill(self.num_workers)):
-            self._spawn(generation, slot)
+            # The worker before may have shown that a reload can't be completed.
+            if generation is generations.current or generation is generations.next:
+                self._spawn(generation, slot)
         generations.introduce()
         self._route()
         for worker in generations.surplus(self.num_workers):
@@ -298,7 +300,10 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
                 self.LISTENERS = generation.gunicorns_sockets()
                 self.log.info("Listening at: %s", ",".join(map(str, self.LISTENERS)))
             self._generations.begin(generation)
-        self.cfg.on_reload(self)
+        try:
+            self.cfg.on_reload(self)
+        except Exception:
+            self.log.exception("Exception in on_reload hook")
         util._setproctitle(f"master [{self.proc_name}]")
 
     def _give_up_reload(self) -> None:
@@ -486,14 +491,23 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
             )
         except OSError as error:
             # It has a temporary file.
-            self._put_off(generation, slot, error)
+            self._put_off(generation, slot, error.strerror)
+            return
+        except Exception as error:
+            # Whose folder there isn't, say.
+            self._note_unstartable(generation, slot, error)
             return
         worker.options = generation.options
-        cfg.pre_fork(self, worker)
+        try:
+            cfg.pre_fork(self, worker)
+        except Exception as error:
+            worker.tmp.close()
+            self._note_unstartable(generation, slot, error)
+            return
         try:
             pid = fork()
         except OSError as error:
-            self._put_off(generation, slot, error)
+            self._put_off(generation, slot, error.strerror)
             worker.tmp.close()
             return
         if pid == 0:
@@ -502,8 +516,21 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
         self.WORKERS[pid] = self._workers[pid] = worker
         self._stats["workers_spawned"] += 1
 
-    def _put_off(self, generation: Generation, slot: int, error: OSError) -> None:
-        self.log.error("No worker can be started for slot %s: %s; trying again", slot, error.strerror)
+    def _note_unstartable(self, generation: Generation, slot: int, error: Exception) -> None:
+        """A worker can't be started as its configuration says.
+
+        :raises Exception: the error, if none has ever served
+        """
+        if not self._has_served:
+            raise error
+        if generation is self._generations.next:
+            self.log.error("Reload failed, the old configuration stays in force. %r", error)
+            self._give_up_reload()
+        else:
+            self._put_off(generation, slot, repr(error))
+
+    def _put_off(self, generation: Generation, slot: int, why: str | None) -> None:
+        self.log.error("No worker can be started for slot %s: %s; trying again", slot, why)
         generation.retry_at[slot] = time.monotonic() + RETRY_SECONDS[-1]
 
     def _be_worker(self, worker: Worker) -> NoReturn:

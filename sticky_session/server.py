@@ -13,7 +13,6 @@ from gevent.pywsgi import format_date_time
 from gevent.socket import SOCK_STREAM
 from gevent.socket import socket as GeventSocket
 from gunicorn.glogging import Logger
-from gunicorn.sock import ssl_context
 
 from sticky_session import handoff
 from sticky_session.acceptor import Acceptor
@@ -56,7 +55,7 @@ class Server:
         cfg = worker.cfg
         self.worker = worker
         self.application = worker.wsgi
-        self.tls = ssl_context(cfg) if cfg.is_ssl else None
+        self.tls = worker.tls
         self.crew = Crew()
         self.closed = False
         self._limit = worker.connection_limit()

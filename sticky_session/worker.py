@@ -16,6 +16,7 @@ import gevent
 from gevent import monkey
 from gevent.event import Event
 from gunicorn.errors import AppImportError
+from gunicorn.sock import ssl_context
 from gunicorn.workers.ggevent import GeventWorker
 
 from sticky_session import appservers
@@ -61,6 +62,7 @@ class Worker(GeventWorker):  # type: ignore[misc]
     :ivar early_signals: those that came before there were handlers for them
     :ivar held_slot: arbiter: whether it has been seen to serve its slot
     :ivar told_to_stop: arbiter: whether it has been sent SIGTERM for a reason of ours
+    :ivar tls: what TLS needs to know; None if it is not spoken
     """
 
     arbiter_class = StickyArbiter
@@ -78,6 +80,7 @@ class Worker(GeventWorker):  # type: ignore[misc]
         self.early_signals: list[int] = []
         self.held_slot = False
         self.told_to_stop = False
+        self.tls: Any = None
         self._message_bytes: int | None = None
         self._drain = False
         self._bus: Bus | None = None
@@ -137,6 +140,12 @@ class Worker(GeventWorker):  # type: ignore[misc]
             raise AppImportError(
                 f"{self.wsgi!r} is an ASGI app, and the workers speak WSGI; expected one such as socketio.WSGIApp"
             )
+        if self.cfg.is_ssl:
+            # Before the worker counts as booted, after which it would be replaced again and again.
+            try:
+                self.tls = ssl_context(self.cfg)
+            except (OSError, ValueError) as error:
+                raise AppImportError(f"certfile={self.cfg.certfile!r}, keyfile={self.cfg.keyfile!r}: {error}") from None
 
     def init_signals(self) -> None:
         """Install gunicorn's handlers, and let them have the signals that came since the fork."""

@@ -193,6 +193,8 @@ def test_app_that_fails_to_import(site: Site) -> None:
         ("sticky_seed = -1", "-1"),
         ("raw_env = ['FLAVOUR']", "FLAVOUR"),
         ("pidfile = '/no/such/place/pid'", "/no/such/place"),
+        ("worker_tmp_dir = '/no/such/place'", "/no/such/place"),
+        ("def pre_fork(server, worker): raise OSError('no such luck')", "no such luck"),
     ],
 )
 def test_configuration_with_an_error(tmp_path: Path, config: str, complaint: str) -> None:
@@ -213,6 +215,34 @@ def test_configuration_with_an_error(tmp_path: Path, config: str, complaint: str
         site.reload()
         assert site.version() == "1 s"
     assert load.failures == []
+
+
+@pytest.mark.parametrize("certificate", ["no/such/file", "conf.py"])
+def test_certificate_that_cannot_be_used(tmp_path: Path, certificate: str) -> None:
+    """The same processes go on serving; one line says why; a good SIGHUP works afterwards."""
+    site = Site(tmp_path)
+    with site.server, Load(site.server.port, addresses(20)) as load:
+        census = site.census()
+        site.configure(f"certfile = keyfile = {certificate!r}")
+        mark = site.hang_up()
+        site.server.wait_for("The others go on serving", after=mark)
+        wait_until(lambda: site.census() == census, what=f"the arbiter has {census} again")
+        assert len(site.server.find(rf"Can't load the app: .*certfile='{certificate}'", after=mark)) == 1
+        assert not site.server.find("Traceback", after=mark)
+        site.configure("")
+        site.reload()
+    assert load.failures == []
+
+
+def test_hook_with_an_error(tmp_path: Path) -> None:
+    """What on_reload raises is in the log, and the reload goes on."""
+    site = Site(tmp_path)
+    with site.server:
+        site.configure("raw_env = ['FLAVOUR=s']\ndef on_reload(server): raise RuntimeError('no such luck')")
+        mark = site.server.mark()
+        site.reload()
+        assert site.version() == "1 s"
+        assert site.server.find("RuntimeError: no such luck", after=mark)
 
 
 def test_failed_reload_leaves_the_ring(tmp_path: Path) -> None:
