@@ -22,7 +22,7 @@ def adopt_servers() -> tuple[list[str], int]:
     :returns: the channels of the servers that have ours now, and how many could not be told apart and were left alone
     """
     servers = _default_servers()
-    if len(servers) > 1 or _taken_channels():
+    if servers and (len(servers) > 1 or _taken_channels()):
         # Some may be gone but for the garbage collector, which passes over what is frozen.
         del servers
         with thawed():

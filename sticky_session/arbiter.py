@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import errno
 import fcntl
 import math
 import os
@@ -44,7 +45,7 @@ from sticky_session.errors import PlatformError, StickySessionError
 from sticky_session.generation import Generation, Seat
 from sticky_session.handoff import close
 from sticky_session.kernelrouter import KernelRouter
-from sticky_session.listener import FLUSH_SECONDS, Listener
+from sticky_session.listener import EXHAUSTED, FLUSH_SECONDS, Listener
 from sticky_session.listeners import Listeners
 from sticky_session.settings import check_settings, options_of, warnings
 from sticky_session.succession import Succession
@@ -293,7 +294,10 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
             self._leave(it for it in listening if it not in before)
             reload.return_to(self, former)
             return
-        self.log.reopen_files()
+        try:
+            self.log.reopen_files()
+        except OSError as error:
+            self.log.error("The logs can't be reopened: %s", error)
         with self._closing_unused_sockets():
             self._generations.abandon()
             if changed:
@@ -478,6 +482,8 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
     def _spawn(self, generation: Generation, slot: int) -> None:
         self.worker_age += 1
         cfg = generation.cfg
+        umask = os.umask(0)
+        os.umask(umask)
         try:
             worker: Worker = cfg.worker_class(
                 self.worker_age,
@@ -489,20 +495,22 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
                 self.log,
                 seat=Seat(slot, generation, self._doorbell_push),
             )
-        except OSError as error:
-            # It has a temporary file.
-            self._put_off(generation, slot, error.strerror)
-            return
         except Exception as error:
-            # Whose folder there isn't, say.
-            self._note_unstartable(generation, slot, error)
+            # It has a temporary file.
+            if isinstance(error, OSError) and error.errno in EXHAUSTED | {errno.ENOSPC, errno.EDQUOT}:
+                self._put_off(generation, slot, error.strerror)
+            else:
+                self._note_unstartable(generation, slot, error)
             return
+        finally:
+            # gunicorn's, in which it makes the file, stays in force where it can't be made.
+            os.umask(umask)
         worker.options = generation.options
         try:
             cfg.pre_fork(self, worker)
         except Exception as error:
             worker.tmp.close()
-            self._note_unstartable(generation, slot, error)
+            self._note_unstartable(generation, slot, error, exc_info=error)
             return
         try:
             pid = fork()
@@ -516,21 +524,24 @@ class StickyArbiter(Arbiter):  # type: ignore[misc]
         self.WORKERS[pid] = self._workers[pid] = worker
         self._stats["workers_spawned"] += 1
 
-    def _note_unstartable(self, generation: Generation, slot: int, error: Exception) -> None:
+    def _note_unstartable(
+        self, generation: Generation, slot: int, error: Exception, exc_info: Exception | None = None
+    ) -> None:
         """A worker can't be started as its configuration says.
 
+        :param exc_info: the error again if it is that of code of the user's, for the log
         :raises Exception: the error, if none has ever served
         """
         if not self._has_served:
             raise error
         if generation is self._generations.next:
-            self.log.error("Reload failed, the old configuration stays in force. %r", error)
+            self.log.error("Reload failed, the old configuration stays in force. %r", error, exc_info=exc_info)
             self._give_up_reload()
         else:
-            self._put_off(generation, slot, repr(error))
+            self._put_off(generation, slot, repr(error), exc_info)
 
-    def _put_off(self, generation: Generation, slot: int, why: str | None) -> None:
-        self.log.error("No worker can be started for slot %s: %s; trying again", slot, why)
+    def _put_off(self, generation: Generation, slot: int, why: str | None, exc_info: Exception | None = None) -> None:
+        self.log.error("No worker can be started for slot %s: %s; trying again", slot, why, exc_info=exc_info)
         generation.retry_at[slot] = time.monotonic() + RETRY_SECONDS[-1]
 
     def _be_worker(self, worker: Worker) -> NoReturn:

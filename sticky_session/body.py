@@ -86,11 +86,17 @@ class Body:
         :raises BodyError: it broke off or is malformed
         """
         wanted = float("inf") if size is None or size < 0 else size
-        # Its value is no copy, as joining pieces would make one of a large body.
-        whole = BytesIO()
+        # Not a list to be joined, which would be a second copy of a large body; what comes in one piece is none at all.
+        whole: BytesIO | None = None
         while wanted and self._has_more():
-            wanted -= whole.write(self._take(self.rfile.read, int(min(wanted, self._left, PIECE_BYTES))))
-        return whole.getvalue()
+            piece = self._take(self.rfile.read, int(min(wanted, self._left, PIECE_BYTES)))
+            wanted -= len(piece)
+            if whole is None:
+                whole = BytesIO(piece)
+                whole.seek(len(piece))
+            else:
+                whole.write(piece)
+        return b"" if whole is None else whole.getvalue()
 
     def readline(self, size: int | None = -1) -> bytes:
         """The next line with its end, or at most ``size`` bytes of it.
@@ -98,13 +104,14 @@ class Body:
         :raises BodyError: it broke off or is malformed
         """
         wanted = float("inf") if size is None or size < 0 else size
-        whole = BytesIO()
+        pieces = []
         while wanted and self._has_more():
             piece = self._take(self.rfile.readline, int(min(wanted, self._left, PIECE_BYTES)))
-            wanted -= whole.write(piece)
+            pieces.append(piece)
+            wanted -= len(piece)
             if piece.endswith(b"\n"):
                 break
-        return whole.getvalue()
+        return b"".join(pieces)
 
     def readlines(self, hint: int | None = -1) -> list[bytes]:
         """The lines that are left, or as many as make ``hint`` bytes together.

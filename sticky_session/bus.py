@@ -264,15 +264,18 @@ class Bus:
 
     def _tell_lost(self) -> None:
         """Say what was lost, at once and then once a minute for as long as it goes on."""
-        while self._lost:
-            lost, self._lost = self._lost, Counter()
-            for what, count in lost.items():
-                self._log.error("No descriptors left in this worker; raise ulimit -n. Lost: %s %s", count, what)
-            if count := lost[_BROADCASTS]:
-                extra = {"metric": "sticky_session.bus_dropped", "value": count, "mtype": "counter"}
-                self._log.debug("%s broadcasts were lost", count, extra=extra)
-            gevent.sleep(LOG_SECONDS)
-        self._teller = None
+        try:
+            while self._lost:
+                lost, self._lost = self._lost, Counter()
+                for what, count in lost.items():
+                    self._log.error("No descriptors left in this worker; raise ulimit -n. Lost: %s %s", count, what)
+                if count := lost[_BROADCASTS]:
+                    extra = {"metric": "sticky_session.bus_dropped", "value": count, "mtype": "counter"}
+                    self._log.debug("%s broadcasts were lost", count, extra=extra)
+                gevent.sleep(LOG_SECONDS)
+        finally:
+            # Whatever the logger does.
+            self._teller = None
 
     # --- sending
 

@@ -17,7 +17,7 @@ from gevent import pywsgi
 from geventwebsocket.exceptions import WebSocketError
 
 from sticky_session.body import Body
-from sticky_session.hooks import Request, Response
+from sticky_session.hooks import Request, Response, tell
 from sticky_session.request import REASONS, Head
 from sticky_session.websocket import INTERNAL_ERROR, NORMAL, HandshakeError, WebSocket, accept_key, wants_websocket
 
@@ -79,15 +79,20 @@ class Handler(pywsgi.WSGIHandler):  # type: ignore[misc]
         self.response_length = 0
         self.code = 0
         self._left = None
+        self._request: Request | None = None
+        # The app's middleware may write another one there.
+        self._scheme: str = environ["wsgi.url_scheme"]
 
     def respond(self) -> None:
         """Run the app, and send what it answers; ``close_connection`` says then whether the connection can be used."""
         websocket: WebSocket | None = None
         try:
             if self.server.pre_request is not None:
-                request = Request(self.head, self.connection.client, self.environ)
+                request = self._hooks_request()
+                given = request.headers.copy()
                 self.server.pre_request(self.server.worker, request)
-                request.tell(self.environ)
+                if request.headers != given:
+                    tell(self.environ, given, request.headers)
             if "HTTP_UPGRADE" in self.environ and wants_websocket(self.head):
                 websocket = self._offer_websocket()
                 if websocket is None:
@@ -321,8 +326,8 @@ class Handler(pywsgi.WSGIHandler):  # type: ignore[misc]
         if self.server.wants_access_log and self.status is not None:
             seconds = timedelta(seconds=max(0.0, self.time_finish - self.time_start))
             try:
-                request = Request(self.head, self.connection.client, self.environ)
-                self.server.worker.log.access(self._hooks_response(), request, self.environ, seconds)
+                response, request = self._hooks_response(), self._hooks_request()
+                self.server.worker.log.access(response, request, self.environ, seconds)
             except Exception:
                 self.server.worker.log.exception("Exception in the logger's access()")
 
@@ -330,13 +335,25 @@ class Handler(pywsgi.WSGIHandler):  # type: ignore[misc]
         if self.server.post_request is None:
             return
         try:
-            request = Request(self.head, self.connection.client, self.environ)
-            self.server.post_request(self.server.worker, request, self.environ, self._hooks_response())
+            response, request = self._hooks_response(), self._hooks_request()
+            self.server.post_request(self.server.worker, request, self.environ, response)
         except Exception:
             self.server.worker.log.exception("Exception in post_request hook")
 
+    def _hooks_request(self) -> Request:
+        if self._request is None:
+            connection = self.connection
+            self._request = Request(self.head, connection.client, connection.peer, self._scheme)
+        return self._request
+
     def _hooks_response(self) -> Response:
-        return Response(self.status, self.response_headers, self.response_length, chunked=self.response_use_chunked)
+        return Response(
+            self.status,
+            self.response_headers,
+            self.response_length,
+            chunked=self.response_use_chunked,
+            headers_sent=self.headers_sent,
+        )
 
 
 def _ignore(_: bytes) -> None:

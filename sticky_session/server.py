@@ -13,6 +13,7 @@ from gevent.pywsgi import format_date_time
 from gevent.socket import SOCK_STREAM
 from gevent.socket import socket as GeventSocket
 from gunicorn.glogging import Logger
+from gunicorn.sock import ssl_context
 
 from sticky_session import handoff
 from sticky_session.acceptor import Acceptor
@@ -55,7 +56,8 @@ class Server:
         cfg = worker.cfg
         self.worker = worker
         self.application = worker.wsgi
-        self.tls = worker.tls
+        # None in a worker class derived from ours that loads the app in its own way.
+        self.tls = worker.tls or (ssl_context(cfg) if cfg.is_ssl else None)
         self.crew = Crew()
         self.closed = False
         self._limit = worker.connection_limit()

@@ -145,7 +145,10 @@ class Worker(GeventWorker):  # type: ignore[misc]
             try:
                 self.tls = ssl_context(self.cfg)
             except (OSError, ValueError) as error:
-                raise AppImportError(f"certfile={self.cfg.certfile!r}, keyfile={self.cfg.keyfile!r}: {error}") from None
+                raise AppImportError(
+                    f"TLS can't be set up with certfile={self.cfg.certfile!r}, keyfile={self.cfg.keyfile!r} "
+                    f"and what else there is for it: {error}"
+                ) from error
 
     def init_signals(self) -> None:
         """Install gunicorn's handlers, and let them have the signals that came since the fork."""
@@ -256,7 +259,7 @@ class Worker(GeventWorker):  # type: ignore[misc]
 
         It waits a moment for workers that are far behind: a sender who is faster would have messages dropped.
 
-        :raises ClusterError: it can't be sent, or none of the servers would hear it
+        :raises ClusterError: it can't be sent, or is for none of this worker's servers
         """
         assert self._bus is not None
         names = self._bus.channels

@@ -67,6 +67,7 @@ def scheme_of(fields: str) -> str | None:
         ("X-Forwarded-Proto: https\r\nx-forwarded-proto: https\r\n", "https"),
         ("X-Forwarded-Proto: https,http\r\n", "http"),
         ("X-Forwarded-Proto: https\r\nX_Forwarded_Proto: http\r\n", "https"),
+        ("X-Forwarded-Proto: https\r\nX_Forwarded_Proto: http\r\nX-Forwarded-Proto: https\r\n", "https"),
     ],
 )
 def test_scheme(fields: str, scheme: str | None) -> None:

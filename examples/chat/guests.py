@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import random
+import signal
 import sys
 import time
 from typing import Any
@@ -67,6 +68,8 @@ def visit(url: str, address: str, name: str) -> socketio.Client:
 
 if __name__ == "__main__":
     server = sys.argv[1] if len(sys.argv) > 1 else "http://127.0.0.1:8000"
+    # A shell's script that has started this in the background has it ignored.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     clients: list[socketio.Client] = []
     with contextlib.suppress(KeyboardInterrupt):
         print(f"waiting for {server}; Ctrl-C ends it", flush=True)

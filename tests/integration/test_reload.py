@@ -159,6 +159,12 @@ def test_reload_with_one_more_worker(site: Site) -> None:
         assert address in movers or 2 not in load.slots(address)
 
 
+def umask_of(pid: int) -> str:
+    """See proc(5)."""
+    (line,) = [each for each in Path(f"/proc/{pid}/status").read_text().splitlines() if each.startswith("Umask")]
+    return line
+
+
 @with_both_routers
 def test_app_that_fails_to_import(site: Site) -> None:
     """The old workers go on serving; one line says why; the arbiter listens, and a good SIGHUP works at once."""
@@ -203,6 +209,7 @@ def test_configuration_with_an_error(tmp_path: Path, config: str, complaint: str
     with site.server, Load(site.server.port, addresses(20)) as load:
         before = dict(site.server.worker_pids)
         listener = site.server.listener_pid
+        umask = umask_of(site.server.pid)
         site.configure(config)
         mark = site.hang_up()
         site.server.wait_for("Reload failed", after=mark)
@@ -211,6 +218,7 @@ def test_configuration_with_an_error(tmp_path: Path, config: str, complaint: str
         load.wait_for(50)
         assert site.server.worker_pids == before
         assert site.server.listener_pid == listener
+        assert umask_of(site.server.pid) == umask
         site.configure("raw_env = ['FLAVOUR=s']")
         site.reload()
         assert site.version() == "1 s"

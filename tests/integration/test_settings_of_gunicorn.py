@@ -566,11 +566,13 @@ def on_exit(server): note("on_exit")
 def pre_request(worker, req):
     note("pre_request", worker.pid, req.method, req.path, req.query, dict(req.headers)["X-TAG"], req.remote_addr[0])
     req.headers.append(("X-ID", req.scheme))
+    req.headers.append(("COOKIE", "c=3"))
+    req.mark = "mark"
     req.headers.remove(("X-OTHER", "other"))
 
 def post_request(worker, req, environ, resp):
     note("post_request", worker.pid, req.uri, environ["PATH_INFO"], resp.status, dict(req.headers)["X-TAG"],
-         environ["HTTP_X_ID"], "HTTP_X_OTHER" in environ, req.should_close())
+         environ["HTTP_X_ID"], "HTTP_X_OTHER" in environ, req.should_close(), environ["HTTP_COOKIE"], req.mark)
 """
 
 
@@ -606,15 +608,46 @@ def test_hooks(tmp_path: Path) -> None:
             hooks.wait_for("post_fork", pid, pid)
             hooks.wait_for("post_worker_init", pid, pid)
 
-        tag = {"X-Tag": "tag", "X-Other": "other"}
+        tag = {"X-Tag": "tag", "X-Other": "other", "Cookie": "a=1;b=2"}
         get(server.port, "/env?a=b", headers=tag)
         pid = get(server.port, headers=tag).json()["pid"]
         hooks.wait_for("pre_request", pid, pid, "GET", "/env", "a=b", "tag", ADDRESS)
-        hooks.wait_for("post_request", pid, pid, "/env?a=b", "/env", "200", "OK", "tag", "http", False, True)
+        hooks.wait_for(
+            "post_request",
+            pid,
+            pid,
+            "/env?a=b",
+            "/env",
+            "200",
+            "OK",
+            "tag",
+            "http",
+            False,
+            True,
+            "a=1;b=2;",
+            "c=3",
+            "mark",
+        )
         with connect(server.port) as sock:
             url = f"ws://127.0.0.1:{server.port}/"
             websocket.create_connection(url, header=tag, socket=sock, timeout=20).close()
-        hooks.wait_for("post_request", pid, pid, "/", "/", "101", "Switching", "Protocols", "tag", "http", False, False)
+        hooks.wait_for(
+            "post_request",
+            pid,
+            pid,
+            "/",
+            "/",
+            "101",
+            "Switching",
+            "Protocols",
+            "tag",
+            "http",
+            False,
+            False,
+            "a=1;b=2;",
+            "c=3",
+            "mark",
+        )
 
         mark = server.mark()
         os.kill(first, signal.SIGINT)
